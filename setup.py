@@ -1,0 +1,16 @@
+"The package's metadata, read from settings.ini, the one place that states it."
+from configparser import ConfigParser
+from pathlib import Path
+from setuptools import find_packages, setup
+
+config = ConfigParser(delimiters=['='])
+config.read('settings.ini', encoding='utf-8')
+cfg = config['DEFAULT']
+
+setup(
+    description=cfg['description'], author=cfg['author'], license_expression=cfg['license'], keywords=cfg['keywords'].split(),
+    long_description=Path('README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
+    python_requires='>=' + cfg['min_python'], packages=find_packages(include=['selftrain_nb', 'selftrain_nb.*']),
+    install_requires=cfg['requirements'].split(), extras_require={'dev': cfg['dev_requirements'].split()},
+    entry_points={'console_scripts': cfg['console_scripts'].split() + ['nbdev_test=nbdev.test:nbdev_test'],
+                  'nbdev': ['selftrain_nb=selftrain_nb._modidx:d']})
