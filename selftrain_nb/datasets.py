@@ -49,16 +49,17 @@ def _pair(images, labels, label_name=None):
     return [labels.get(k) for k in keys]
 
 # %% ../nbs/02_datasets.ipynb #26b688ca
+_BLANK = ' \t\r\n'  # not all that Python strips: a file name may end with U+0085
 _VOID_NAMES = {'void', 'unlabelled', 'unlabeled', 'ignore', 'ignored'}
 
 def _lines(path):
     "The lines of a UTF-8 text file, stripped, without the empty ones at the end"
-    try: return path.read_text('utf-8-sig').rstrip().splitlines()
+    try: return [l.strip(_BLANK) for l in path.read_text('utf-8-sig').rstrip(_BLANK).split('\n')]
     except UnicodeDecodeError as e: raise ValueError(f'{path} is not UTF-8 text ({e.reason} at byte {e.start}): save it as UTF-8') from None
 
 def _codes(path):
     "Class names, line by line; ValueError for an empty line (it would shift the ids) and for a name that comes twice"
-    names = [l.strip() for l in _lines(path)]
+    names = _lines(path)
     for i, n in enumerate(names):
         if not n or n in names[:i]: raise ValueError(f'{path}, line {i+1}: {f"{n!r} comes twice" if n else "empty"}. One class name a line, the first is id 0')
     return names
@@ -145,8 +146,8 @@ def _assign(keys, lists):
     for k in keys: stems.setdefault(k.rsplit('/', 1)[-1], []).append(k)
     for split, file in lists:
         for i, line in enumerate(_lines(file), 1):
-            if not line.strip(): continue
-            try: k = _find(line.strip(), keys, stems)
+            if not line: continue
+            try: k = _find(line, keys, stems)
             except KeyError as e: raise ValueError(f'{file}, line {i}: {e.args[0]}') from None
             old = where.setdefault(k, (split, f'{file.name}, line {i}'))
             if old[0] != split: raise ValueError(f'{file}, line {i}: {k!r} is in the split {old[0]!r} already ({old[1]}); an image belongs to one split')

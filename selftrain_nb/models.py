@@ -17,8 +17,8 @@ with warnings.catch_warnings():
     import timm, segmentation_models_pytorch as smp
 from fastcore.basics import patch
 from fastai.vision.all import Adam, Callback, CancelEpochException, L, Learner, default_device, delegates, imagenet_stats, partial, set_seed
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from .labels import *
 from .metrics import *
 from .data import *
@@ -60,7 +60,7 @@ def seg_model(
     "A network on a timm encoder; ValueError for an unknown name, OSError when weights cannot be had"
     _check_encoder(encoder)
     kwargs = {**(LIGHT.get(arch, {}) if light else {}), **kwargs}
-    try: net = smp.create_model(arch, f'tu-{encoder}', encoder_weights='imagenet' if pretrained else None, classes=n_classes, **kwargs)
+    try: net = smp.create_model(arch, f'tu-{encoder}', encoder_weights=True if pretrained else None, classes=n_classes, **kwargs)
     except KeyError as e: raise ValueError(f'no decoder {arch!r}: choose one of {", ".join(smp.MODEL_ARCHITECTURES_MAPPING)}') from e
     except Exception as e:
         if not pretrained: raise
@@ -149,21 +149,32 @@ def seg_learner(
     return SegLearner(dls, model, loss_func, opt_func=opt_func, lr=lr, wd=wd, splitter=seg_splitter, metrics=metrics or seg_metrics(len(dls.space)), cbs=[EpochSeed(dls.seed), *L(cbs)], **kwargs)
 
 # %% ../nbs/05_models.ipynb #f6a16664
+def _cpu(state): return {k: v.detach().cpu().contiguous() for k, v in state.items()}
+
+def _write_tensors(path, tensors, **meta):
+    with atomic_write(path) as tmp: tmp.write_bytes(save(tensors, {k: json.dumps(v) for k, v in meta.items()}))
+
+def _read_tensors(path, name, tensors=True):
+    "The tensors of a file and the note `name` in it; ValueError when it is damaged or no safetensors file"
+    if not Path(path).exists(): raise FileNotFoundError(f'{path}: no such weights')
+    try: 
+        with safe_open(path, 'pt') as f: return {k: f.get_tensor(k) for k in f.keys() if tensors}, json.loads((f.metadata() or {}).get(name, '{}'))
+    except SafetensorError as e: raise ValueError(f'{path}: damaged, or no safetensors file ({e}); delete it or give another') from e
+
 def save_weights(
     model, # `nn.Module`
     path, # file to write, atomically
     **meta, # JSON values to keep with it
 ):
-    "Write a model's weights as safetensors"
-    state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    with atomic_write(path) as tmp: save_file(state, tmp, metadata=dict(meta=json.dumps(meta)))
+    "Write a model's weights as safetensors; OSError when there is no room"
+    _write_tensors(path, _cpu(model.state_dict()), meta=meta)
 
 def load_weights(
     model, # `nn.Module` of the same architecture
     path, # what `save_weights` wrote
 ) -> dict: # what was kept with it
-    "Load weights into a model; ValueError when they do not fit"
-    with safe_open(path, 'pt') as f: state, meta = {k: f.get_tensor(k) for k in f.keys()}, json.loads((f.metadata() or {}).get('meta', '{}'))
+    "Load weights into a model; FileNotFoundError, or ValueError when they are damaged or do not fit"
+    state, meta = _read_tensors(path, 'meta')
     try: model.load_state_dict(state)
     except RuntimeError as e: raise ValueError(f'{path}: these weights are of another network ({str(e)[:300]})') from e
     return meta
@@ -178,7 +189,7 @@ def weights_hash(model):
 def _opt_state(opt):
     "The state of a fastai optimiser as (tensors, JSON values)"
     flat = [(f'opt.{i}.{k}', v) for i, s in enumerate(opt.state_dict()['state']) for k, v in s.items()]
-    return {k: v.detach().cpu().contiguous() for k, v in flat if torch.is_tensor(v)}, {k: v for k, v in flat if not torch.is_tensor(v)}
+    return _cpu({k: v for k, v in flat if torch.is_tensor(v)}), {k: v for k, v in flat if not torch.is_tensor(v)}
 
 def _set_opt_state(opt, tensors, values):
     state = [{} for _ in opt.all_params()]
@@ -202,20 +213,25 @@ class Checkpoint(Callback):
         "Restore weights, optimiser and history, if there are any; ValueError when they are of another run"
         self.history, self.meta = [], {**self.meta, 'epochs': self.n_epoch}
         if not self.file.exists(): return
-        with safe_open(self.file, 'pt') as f: tensors, d = {k: f.get_tensor(k) for k in f.keys()}, json.loads(f.metadata()['state'])
+        tensors, d = _read_tensors(self.file, 'state')
         if d['meta'] != self.meta: raise ValueError(f'{self.file} belongs to another run: {d["meta"]}, not {self.meta}. Choose another folder, or delete this one')
         self.model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith('model.')})
         _set_opt_state(self.opt, {k: v for k, v in tensors.items() if k.startswith('opt.')}, d['opt'])
+        smooth = self.recorder.smooth_loss
+        smooth.count, smooth.val = d['smooth'][0], torch.tensor(d['smooth'][1])
         self.history, self.learn.first_epoch = d['history'], len(d['history'])
+        self._write_history()  # the last stop may have come just before it
 
     def after_epoch(self):
         row = dict(zip(self.recorder.metric_names[:-1], [self.epoch, *map(float, self.recorder.values[-1])]))
         self.history.append({**row, 'lr': float(self.opt.hypers[-1]['lr']), 'seconds': round(time.time() - self.recorder.start_epoch, 2)})
-        tensors, values = _opt_state(self.opt)
-        tensors.update({f'model.{k}': v.detach().cpu().contiguous() for k, v in self.model.state_dict().items()})
-        with atomic_write(self.file) as tmp: save_file(tensors, tmp, metadata=dict(state=json.dumps(dict(meta=self.meta, opt=values, history=self.history))))
-        with atomic_write(self.path/'history.csv') as tmp: pd.DataFrame(self.history).to_csv(tmp, index=False)
+        (tensors, values), smooth = _opt_state(self.opt), self.recorder.smooth_loss
+        tensors.update({f'model.{k}': v for k, v in _cpu(self.model.state_dict()).items()})
+        _write_tensors(self.file, tensors, state=dict(meta=self.meta, opt=values, history=self.history, smooth=[smooth.count, float(smooth.val)]))
+        self._write_history()
 
+    def _write_history(self):
+        with atomic_write(self.path/'history.csv') as tmp: pd.DataFrame(self.history).to_csv(tmp, index=False)
     def after_fit(self): self.learn.first_epoch = 0
 
 # %% ../nbs/05_models.ipynb #f7d26594
@@ -241,8 +257,7 @@ def load_predictor(
     path, # `.safetensors` from `save_weights` with `encoder`, `arch`, `space` and `size`
 ): # `.model`, `.dls.space` and `.dls.size`: what `predict_full`, `evaluate` and `pseudo_label` need of a learner
     "A trained network without its training data; FileNotFoundError, or ValueError for weights without a description"
-    if not Path(path).exists(): raise FileNotFoundError(f'{path}: no such weights')
-    with safe_open(path, 'pt') as f: d = json.loads((f.metadata() or {}).get('meta', '{}'))
+    d = _read_tensors(path, 'meta', tensors=False)[1]
     if 'space' not in d: raise ValueError(f'{path}: no description of the network in this file; save it with save_weights(model, path, encoder=…, arch=…, space=space.to_dict(), size=…)')
     space = LabelSpace.from_dict(d['space'])
     model = seg_model(len(space), d['encoder'], d['arch'], **d.get('model_kwargs', {})).to(default_device())

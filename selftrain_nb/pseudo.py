@@ -50,7 +50,7 @@ def read_manifest(
 ) -> dict: # {name: entry}; an entry has `size` (H, W), `conf` (mean, 0 to 1) and `counts` (n pixels of each class), or `error`
     "What has been labelled so far; unfinished lines do not count"
     entries, file = {}, Path(dest)/'manifest.jsonl'
-    for line in file.read_text(encoding='utf-8').splitlines() if file.exists() else []:
+    for line in file.read_bytes().split(b'\n') if file.exists() else []:
         try: e = json.loads(line)
         except ValueError: continue
         entries[e.pop('name')] = e
@@ -59,9 +59,12 @@ def read_manifest(
 def _append(dest, entries):
     "Append lines to the manifest; after an unfinished line, begin a new one"
     lines = ''.join(json.dumps(e, ensure_ascii=False) + '\n' for e in entries).encode()
-    with open(Path(dest)/'manifest.jsonl', 'ab+') as f:
-        if f.tell() and (f.seek(-1, os.SEEK_END), f.read(1))[1] != b'\n': lines = b'\n' + lines
-        f.write(lines)
+    file = Path(dest)/'manifest.jsonl'
+    try:
+        with open(file, 'ab+') as f:
+            if f.tell() and (f.seek(-1, os.SEEK_END), f.read(1))[1] != b'\n': lines = b'\n' + lines
+            f.write(lines)
+    except OSError as e: raise cannot_write(file, e) from e
 
 # %% ../nbs/07_pseudo.ipynb #37ba5037
 def _read_batch(table, rows, strict):
@@ -82,20 +85,25 @@ def _write(dest, name, label, conf, n):
 
 def _label_batch(learn, table, rows, names, dest, flip, done, strict):
     images, errors = _read_batch(table, rows, strict)
-    entries = [dict(name=names[i], error=e) for i, e in errors.items()]
+    entries = [dict(name=names[i], error=e) for i, e in errors.items() if done.get(names[i]) != dict(error=e)]
     if images:
         conf, label = predict_full(learn, [*images.values()], flip).max(1)
         arrays = zip(images, label.to(torch.uint8).cpu().numpy(), conf.cpu().numpy())
-        entries += [_write(dest, names[i], l, c, len(table.space)) for i, l, c in arrays if names[i] not in done]
-    _append(dest, [e for e in entries if e['name'] not in done])
+        entries += [_write(dest, names[i], l, c, len(table.space)) for i, l, c in arrays if _open(done, names[i])]
+    _append(dest, entries)
+
+def _open(done, name): 
+    "Not labelled yet, or unreadable when last tried"
+    return 'conf' not in done.get(name, {})
 
 # %% ../nbs/07_pseudo.ipynb #7672b024
-def _as_table(images, space):
-    "A table as it is; a folder as a table of unlabelled images"
+def _as_table(images, space, dest):
+    "A table as it is; a folder as a table of unlabelled images, without what an earlier call wrote to `dest`"
     if isinstance(images, SegTable): table = images
     else:
         if not Path(images).is_dir(): raise FileNotFoundError(f'{images}: no such folder')
-        files = sorted(get_image_files(images))
+        ours = {(dest/d).resolve() for d in ('labels', 'conf')}
+        files = sorted(f for f in get_image_files(images) if ours.isdisjoint(f.resolve().parents))
         table = SegTable.make(files, [None] * len(files), space)
     if not len(table): raise ValueError(f'no images to label in {images}')
     if table.space != space: raise ValueError(f'the teacher knows {space}, the table is in {table.space}')
@@ -114,11 +122,11 @@ def pseudo_label(
 ): # `SegTable` of kind `pseudo`, split 'train'
     "Write pseudo labels for images, going on where an earlier call stopped; ValueError when `dest` holds other work, FileNotFoundError without images"
     dest, space = Path(dest), learn.dls.space
-    table = _as_table(images, space)
+    table = _as_table(images, space, dest)
     root, names = relative_names(table.df.image)
     claim_folder(dest, 'store.json', dict(version=1, teacher=weights_hash(learn.model), tta=tta, size=learn.dls.size, bs=bs, classes=space.names, root=root))
     done = read_manifest(dest)
-    todo = [rows for rows in size_batches(table, bs) if any(names[i] not in done for i in rows)]
+    todo = [rows for rows in size_batches(table, bs) if any(_open(done, names[i]) for i in rows)]
     for rows in progress_bar(todo, display=progress and bool(todo)): _label_batch(learn, table, rows, names, dest, tta == 'flip', done, strict)
     return _pseudo_table(table, names, dest, min_conf)
 

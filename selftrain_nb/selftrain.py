@@ -100,7 +100,6 @@ def _measure(run, row, table):
     steps = len(hist) * -(-c['n'] // c['bs'])
     m = dict(splits=d, steps=steps, seconds=round(float(hist.seconds.sum())), device=_device(), n_real=len(table.train.real), n_pseudo=len(table.train.pseudo))
     with atomic_write(run.path/row/'metrics.json') as tmp: tmp.write_text(json.dumps(m, indent=1, ensure_ascii=False), encoding='utf-8')
-    (run.path/row/'state.safetensors').unlink(missing_ok=True)
 
 # %% ../nbs/08_selftrain.ipynb #0008643f
 @contextmanager
@@ -108,14 +107,17 @@ def _stage(run, name):
     "Log how long a stage took"
     begin = time.time(); yield
     new = not (run.path/'log.csv').exists()
-    with open(run.path/'log.csv', 'a', encoding='utf-8') as f:
-        f.write(('stage,finished,seconds\n' if new else '') + f'{name},{time.strftime("%Y-%m-%d %H:%M:%S")},{time.time() - begin:.1f}\n')
+    line = ('stage,finished,seconds\n' if new else '') + f'{name},{time.strftime("%Y-%m-%d %H:%M:%S")},{time.time() - begin:.1f}\n'
+    try:
+        with open(run.path/'log.csv', 'a', encoding='utf-8') as f: f.write(line)
+    except OSError as e: raise cannot_write(run.path/'log.csv', e) from e
 
 def _train(run, row, table, bar):
-    if (run.path/row/'metrics.json').exists(): return
-    with _stage(run, row):
-        if not (run.path/row/'weights.safetensors').exists(): _fit(run, row, table, bar)
-        _measure(run, row, table)
+    if row not in run.done:
+        with _stage(run, row):
+            if not (run.path/row/'weights.safetensors').exists(): _fit(run, row, table, bar)
+            _measure(run, row, table)
+    (run.path/row/'state.safetensors').unlink(missing_ok=True)
 
 def _label(run, table, bar):
     c, teacher = run.config, run.predictor('teacher')
@@ -163,6 +165,7 @@ def self_train(
     config = dict(encoder=encoder, arch=arch, pretrained=pretrained, epochs=epochs, n=n, ratio=ratio, min_conf=min_conf, start=start, tta=tta, crop=crop, size=size, scale=scale,
                   bs=bs, lr=lr, weight_power=weight_power, seed=seed, num_workers=num_workers, table=table_hash(table))
     run = Run(out)
+    if not (run.path/'config.json').exists(): seg_model(len(table.space), encoder, arch, pretrained)  # a wrong name is to fail before the folder is taken
     claim_folder(run.path, 'config.json', config)
     if not (run.path/'table.csv').exists(): table.save(run.path/'table.csv')
     for row in [r for r in ROWS if r in rows or r == 'teacher']: _train_row(run, row, table, progress)

@@ -11,8 +11,14 @@ def _child(conn, job, args):
     torch.set_num_threads(1)  # the same in each child: their results are compared bit by bit
     conn.send('begun')
     try: job(*args)
-    except Exception as e: conn.send(e if isinstance(e, (OSError, ValueError)) else RuntimeError(repr(e)))
+    except Exception as e: conn.send(_portable(e))
     else: conn.send(None)
+
+
+def _portable(e):
+    "An error that survives the way to the parent; fastai replaces the arguments of those that pass through a callback"
+    if isinstance(e, OSError) and e.errno: return OSError(e.errno, e.strerror, e.filename)
+    return e if isinstance(e, (OSError, ValueError)) else RuntimeError(repr(e))
 
 
 def _start(job, args):
@@ -26,7 +32,7 @@ def _start(job, args):
 def run(job, *args):
     "Run `job` to its end in a child and return how long it took; raises what it raises"
     p, conn = _start(job, args)
-    begin, error = time.time(), conn.recv()
+    begin, error = time.time(), _last(conn)
     p.join()
     if error: raise error
     return time.time() - begin
@@ -41,7 +47,9 @@ def kill(after, job, *args):
     return not done
 
 
-def _last(conn):
+def _last(conn, patience=300):
+    "What a child says in the end; EOFError, the class, if it died; a child that hangs fails the test instead of hanging it"
+    assert conn.poll(patience), f'a child said nothing for {patience} s'
     try: return conn.recv()
     except EOFError: return EOFError
 

@@ -139,7 +139,7 @@ def test_rgb_palette_16_bit_and_1_bit_masks(tmp_path):
     mask = ids(0, n=2)
     colour = LabelSpace(SPACE.names, [[9, 9, 200], [0, 80, 0], [7, 0, 0]])
     palette = Image.fromarray(mask); palette.putpalette(colour.palette.tobytes())
-    forms = dict(rgb=colour.decode(mask), rgba=Image.fromarray(colour.decode(mask)).convert('RGBA'), palette=palette, deep=mask.astype(np.uint16), bit=mask.astype(bool), int32=mask.astype(np.int32), rgb_grey=np.stack([mask] * 3, -1))
+    forms = dict(rgb=colour.decode(mask), rgba=Image.fromarray(colour.decode(mask)).convert('RGBA'), palette=palette, deep=mask.astype(np.uint16), bit=mask.astype(bool), rgb_grey=np.stack([mask] * 3, -1))
     by_colour = Remap(colours={tuple(c): i for i, c in enumerate(colour.colours)})
     t = SegTable.make([], [], SPACE)
     for name, m in forms.items(): t += table(tmp_path/name, [pixels(0)], [m], by_colour if name in ('rgb', 'rgba') else None, name=name)
@@ -160,7 +160,7 @@ def test_class_that_never_occurs(data, tmp_path):
     (data/'codes.txt').write_text('\n'.join([*SPACE.names, 'tram']))
     t = seg_folder(data)
     assert class_weights(t.counts())[3] == 0
-    kwargs = {**TINY, 'epochs': (6, 6), 'lr': .02}
+    kwargs = {**TINY, 'epochs': (6, 6), 'n': 8, 'lr': .02}
     run = self_train(t, tmp_path/'run', **kwargs)
     iou = json.loads((tmp_path/'run/student/metrics.json').read_text())['splits']['val']['iou']
     assert iou['tram'] is None and iou['road'] is not None
