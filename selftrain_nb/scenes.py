@@ -206,9 +206,9 @@ def _kerb(rng, s, r, k):
     if r > 4.2: yield from [('car', s*(r-1.2), z, 0.) for z in _along(rng, 5.4, 8) if U() < busy]
     if U() < .75: yield from [('tree', at(.4, .9) if k > 2 else at(k+.5, k+2), z, 0.) for z in _along(rng, 5, 15)]
     yield from [('lamp', at(.3, .45), z, 0.) for z in _along(rng, 9, 22)]
-    yield from [('sign', at(.3, .8), z, 0.) for z in _along(rng, 8, 30)]
+    yield from [('sign', at(.3, .8), z, 0.) for z in _along(rng, 8, 36)]
     yield from [('person', at(.5, k-.3), z, float(rng.choice([-.4, 0, .4]))) for z in _along(rng, 2/crowd, 8/crowd)]
-    for z in _along(rng, 9, 60): 
+    for z in _along(rng, 4, 25): 
         yield from [('bicycle', at(.3, k-.4), z + .8*i, 0.) for i in range(rng.integers(1, 3))]
     yield from [('bin', at(.3, k-.2), z, 0.) for z in _along(rng, 15, 50)]
 
@@ -218,8 +218,8 @@ def _lane(rng, w):
     U = rng.uniform
     yield from [('car', U(1.4, max(w.rr-3, 1.6)), z, U(-.5, 1.5)) for z in _along(rng, 9, 34, 8)]
     yield from [('car', -U(1.4, max(w.rl-3, 1.6)), z, -2.) for z in _along(rng, 9, 34, 10)]
-    yield from [('rider', U(.6, w.rr-.6), z, .6) for z in _along(rng, 8, 30)]
-    yield from [('person', U(-w.rl, w.rr), z, 0.) for z in _along(rng, 9, 30)]
+    yield from [('rider', U(.6, w.rr-.6), z, .6) for z in _along(rng, 5, 16)]
+    yield from [('person', U(-w.rl, w.rr), z, 0.) for z in _along(rng, 6, 20)]
     if w.cross < 99 and U() < .6: yield 'side', U(-6, 6), w.cross, 0.
     if w.city == 'B': yield from [('tram', *a) for z in _along(rng, 18, 60, -6) for a in [[(-1.5, z, -1.), (1.5, z, .8)][rng.integers(2)]]]
 
@@ -502,7 +502,7 @@ _SIGNS = [((200, 30, 34), (240, 238, 232)), ((30, 76, 170), (60, 110, 200)), ((2
 _TRIANGLE, _DIAMOND, _SQUARE = [(-1.15, -1), (1.15, -1), (0, 1.1)], [(-1.1, 0), (0, -1.1), (1.1, 0), (0, 1.1)], [(-1, -1), (1, -1), (1, 1), (-1, 1)]
 
 def _sign(pen, o, w):
-    r, code = o.r, _pack(SIGN, pen.z); h, d, e = 2.1 + .9*r[0], .5 + .25*r[1], pen.least(.08, 1.8)
+    r, code = o.r, _pack(SIGN, pen.z); h, d, e = 2.1 + .9*r[0], .44 + .2*r[1], pen.least(.08, 1.8)
     y, kind = h + .6*d, int(r[3]*6); outer, inner = _SIGNS[kind]
     pen.box(-e, 0, e, y, _mul((140, 142, 144), .35 + .9*r[2]))
     if r[6] < .35: pen.box(-1.2*d, y-1.9*d, 1.2*d, y-1.15*d, (235, 235, 230), code)
@@ -578,7 +578,7 @@ def _tram(pen, o, w):
 
 # %% ../nbs/01_scenes.ipynb #e7bc1b38
 _KINDS = dict(  # kind: (draw, class, height in m, least share of the picture's height, shadow: half width and length in m)
-    tree=(_tree, VEGETATION, 5, .12, .15, 4.5), person=(_person, PERSON, 1.6, .17, .25, 1.7), bicycle=(_bicycle, BICYCLE, 1., .105, .3, 1.), rider=(_rider, BICYCLE, 1., .11, .3, 1.7),
+    tree=(_tree, VEGETATION, 5, .12, .15, 4.5), person=(_person, PERSON, 1.6, .2, .25, 1.7), bicycle=(_bicycle, BICYCLE, 1., .13, .3, 1.), rider=(_rider, BICYCLE, 1., .13, .3, 1.7),
     lamp=(_lamp, POLE, 5, .4, .08, 6), sign=(_sign, POLE, 1., .1, .08, 2.4), bin=(_bin, VOID, 1, .05, .3, 1.), car=(_car, CAR, 1.4, .05, .9, 1.2),
     side=(_side, CAR, 1.4, .05, 1.8, 1.2), tram=(_tram, TRAM, 3, .07, 1.2, 3.))
 _DRIVES = 'car', 'side', 'rider', 'tram'
@@ -651,7 +651,7 @@ def _light(cv, cam, w, wx, rng):
     return np.clip(np.asarray(img) + np.float32(wx.noise)*_sensor().take(rows, 0).take(cols, 1), 0, 255).astype('u1')
 
 # %% ../nbs/01_scenes.ipynb #adf2cf55
-_VERSION = 6  # of the generator: other pictures, another number
+_VERSION = 7  # of the generator: other pictures, another number
 def scene(
     seed, # of the data set
     index, # number of the frame, 0 or more
