@@ -70,7 +70,7 @@ def summary(
 @call_parse
 @friendly
 def run(
-    data:str, # Folder of images and labels, or 'scenes'
+    data:str='', # Folder of images and labels, or 'scenes'
     out:str='runs', # Folder of the runs; the same command again goes on there
     keep:str='', # Labels to keep: '0.25' for a share, '16' for a count; all if not given
     by:str='group', # Keep labels by 'group' (whole videos or stretches) or 'image'
@@ -97,9 +97,10 @@ def run(
     "Train a teacher and a student on your images; resumes, and ends with a table and reports"
     from selftrain_nb.selftrain import self_train, ROWS, Run
     from selftrain_nb.report import report
+    if not data: raise ValueError("--data is missing: give a folder of images and labels, or 'scenes'")
     pair = lambda s: s if isinstance(s, tuple) else (s,)
     runs = [Path(out)/f'seed{s}' for s in pair(_pair(seeds))]
-    command = _command(data)
+    command = _command(data, unlabelled)
     for rows in [ROWS[:2], ROWS] if baselines else [ROWS[:2]]:
         for s, path in zip(pair(_pair(seeds)), runs):
             table = open_data(data, reader)
@@ -111,8 +112,8 @@ def run(
     for p in runs: print(f'report: {report(p)}')
 
 # %% ../nbs/12_cli.ipynb #a595e623
-def _command(data):
-    args = [Path(a).name if a == data else a for a in sys.argv[1:]]
+def _command(*paths):
+    args = [Path(a).name if a in paths else a for a in sys.argv[1:]]
     return ' '.join([Path(sys.argv[0]).name, *(f"'{a}'" if ' ' in a else a for a in args)])
 
 # %% ../nbs/12_cli.ipynb #9adbb2af
