@@ -36,7 +36,7 @@ def open_data(
     n=256, # training scenes
 ) -> SegTable:
     "A table from what a person types"
-    if data == 'scenes': return scenes(n=n, n_val=64, n_test=64, seed=seed)
+    if data == 'scenes': return scenes(n=n, n_val=64, n_test=128, seed=seed)
     name = reader or next((r for r in ('camvid', 'idd_lite') if r in Path(data).name.lower().replace('-', '_')), 'seg_folder')
     if name not in READERS: raise ValueError(f'no reader {name!r}: choose of {", ".join(READERS)}')
     return READERS[name](data)
@@ -47,7 +47,12 @@ def _pair(s, kind=int):
     v = [kind(x) for x in str(s).split(',') if x.strip()]
     return None if not v else v[0] if len(v) == 1 else tuple(v)
 
-def _amount(s): return float(s) if '.' in s else int(s)
+def _table(data, reader, keep, by, unlabelled, seed):
+    "The table of one run: some labels kept, more images added"
+    if not data: raise ValueError("--data is missing: give a folder of images and labels, or 'scenes'")
+    table = open_data(data, reader)
+    if keep: table = table.keep_labels(float(keep) if '.' in keep else int(keep), by=by, seed=seed)
+    return table + seg_folder(unlabelled, images='.', space=table.space) if unlabelled else table
 
 # %% ../nbs/12_cli.ipynb #6e0e03f3
 def _collect(runs, csv, data, command):
@@ -97,15 +102,12 @@ def run(
     "Train a teacher and a student on your images; resumes, and ends with a table and reports"
     from selftrain_nb.selftrain import self_train, ROWS, Run
     from selftrain_nb.report import report
-    if not data: raise ValueError("--data is missing: give a folder of images and labels, or 'scenes'")
-    pair = lambda s: s if isinstance(s, tuple) else (s,)
-    runs = [Path(out)/f'seed{s}' for s in pair(_pair(seeds))]
+    seeds = [int(s) for s in str(seeds).split(',')]
+    runs = [Path(out)/f'seed{s}' for s in seeds]
     command = _command(data, unlabelled)
     for rows in [ROWS[:2], ROWS] if baselines else [ROWS[:2]]:
-        for s, path in zip(pair(_pair(seeds)), runs):
-            table = open_data(data, reader)
-            if keep: table = table.keep_labels(_amount(keep), by=by, seed=s)
-            if unlabelled: table = table + seg_folder(unlabelled, images='.', space=table.space)
+        for s, path in zip(seeds, runs):
+            table = _table(data, reader, keep, by, unlabelled, s)
             self_train(table, path, encoder, arch, pretrained, _pair(epochs), n or None, ratio, min_conf, start, 'flip', _pair(crop), _pair(size), bs, _pair(scale, float), lr, rows=rows, seed=s, num_workers=workers)
             df = _collect([Run(p) for p in runs], csv, Path(data).name, command)
     print(f'\n{summary(df).to_string(index=False)}\n')

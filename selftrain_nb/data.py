@@ -171,7 +171,7 @@ def do_item(self:SegDL, s):
     return self.after_item(item)
 
 # %% ../nbs/04_data.ipynb #2b39a6d2
-def _denorm(x): return x.clamp(0, 1).permute(1, 2, 0).cpu().numpy()
+def _rgb(x): return x.permute(1, 2, 0).cpu().numpy().astype(np.uint8)  # decoded: (3, H, W), 0 to 255
 
 @patch
 def _grid(self:SegDL, n, cols, w=2.4):
@@ -189,7 +189,7 @@ def show_batch(self:SegDL, b=None, max_n=8, cols=4, alpha=.5, **kwargs):
     kinds = [kinds.iloc[self.dataset.splits[self.dataset.split_idx][i]] for i, _ in self.get_idxs()[:len(b[0])]]
     x, y = self.decode(b)
     axs = self._grid(min(max_n, len(x)), cols)
-    for ax, im, mask, kind in zip(axs.flat, x, y, kinds): show_image_mask(_denorm(im), mask.cpu().numpy(), space, ax, alpha, kind)
+    for ax, im, mask, kind in zip(axs.flat, x, y, kinds): show_image_mask(_rgb(im), mask.cpu().numpy(), space, ax, alpha, kind)
     axs[0, 0].figure.tight_layout()
 
 @patch
@@ -200,7 +200,7 @@ def show_results(self:SegDL, b, out, max_n=4, **kwargs):
     axs = self._grid(3 * n, 3)
     for row, im, mask, pred in zip(axs, x, y, out): 
         for ax, m, title in zip(row, (None, mask, pred), ('image', 'truth', 'prediction')):
-            show_image_mask(_denorm(im), None if m is None else np.asarray(m.cpu()), space, ax, 1., title)
+            show_image_mask(_rgb(im), None if m is None else np.asarray(m.cpu()), space, ax, 1., title)
     axs[0, 0].figure.tight_layout()
 
 # %% ../nbs/04_data.ipynb #1ed0c6e1
