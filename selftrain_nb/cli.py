@@ -6,7 +6,7 @@
 __all__ = ['READERS', 'DEMO', 'friendly', 'open_data', 'summary', 'run', 'demo', 'label']
 
 # %% ../nbs/12_cli.ipynb #b15519d7
-import sys, warnings
+import sys
 from functools import wraps
 from pathlib import Path
 import pandas as pd
@@ -20,7 +20,6 @@ def friendly(f):
     "Errors that a user can mend become one line and exit status 1; Ctrl-C status 130"
     @wraps(f)
     def _inner(*args, **kwargs):
-        warnings.filterwarnings('ignore', message='.*torch.jit.script.*')  # a library's note to its makers
         try: return f(*args, **kwargs)
         except KeyboardInterrupt: print('stopped; the same command goes on from here', file=sys.stderr); sys.exit(130)
         except (OSError, ValueError) as e: print(f'error: {e}', file=sys.stderr); sys.exit(1)
@@ -146,7 +145,7 @@ def label(
     strict:store_true=False, # An image that cannot be read is an error
 ):
     "Label a folder of images with a trained network; resumes"
-    from selftrain_nb.selftrain import Run, load_predictor, pseudo_label
+    from selftrain_nb.selftrain import load_predictor, pseudo_label
     path = Path(weights)
     if path.is_dir():
         done = [r for r in ('student', 'teacher') if (path/r/'weights.safetensors').exists()]

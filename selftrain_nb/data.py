@@ -11,11 +11,11 @@ import warnings
 from functools import partial
 import numpy as np, pandas as pd, torch, torch.nn.functional as F, torchvision.transforms.functional as TF
 from PIL import Image, ImageFilter
+import matplotlib.pyplot as plt
+from .labels import *
+from fastcore.basics import patch
 from fastai.vision.all import (DataBlock, ImageBlock, IndexSplitter, MaskBlock, Normalize, PILImage, PILMask,
                                TensorImage, TensorMask, TfmdDL, Transform, imagenet_stats)
-import matplotlib.pyplot as plt
-from fastcore.basics import patch
-from .labels import *
 
 # %% ../nbs/04_data.ipynb #2602a430
 def _draw(n_items, n, rng):

@@ -7,7 +7,7 @@ __all__ = ['VOID', 'KINDS', 'COLS', 'LabelSpace', 'cannot_write', 'atomic_write'
            'read_mask', 'write_mask', 'SegTable', 'show_image_mask']
 
 # %% ../nbs/00_labels.ipynb #813a81d6
-import errno, json, os, threading, warnings
+import errno, json, os, threading
 from contextlib import contextmanager
 from pathlib import Path
 import numpy as np, pandas as pd, matplotlib.pyplot as plt

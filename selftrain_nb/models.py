@@ -8,20 +8,17 @@ __all__ = ['LIGHT', 'AnySize', 'seg_model', 'class_weights', 'SegLoss', 'seg_spl
            'size_batches', 'evaluate']
 
 # %% ../nbs/05_models.ipynb #359585d2
-import hashlib, json, time, warnings
+import hashlib, json, time
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np, pandas as pd, torch, torch.nn as nn, torch.nn.functional as F
-with warnings.catch_warnings():
-    warnings.simplefilter('ignore', FutureWarning)  # timm still calls torch.jit.script
-    import timm, segmentation_models_pytorch as smp
-from fastcore.basics import patch
-from fastai.vision.all import Adam, Callback, CancelEpochException, L, Learner, default_device, delegates, imagenet_stats, partial, set_seed
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from .labels import *
 from .metrics import *
 from .data import *
+import timm, segmentation_models_pytorch as smp
+from fastai.vision.all import Adam, Callback, CancelEpochException, L, Learner, default_device, delegates, imagenet_stats, partial, set_seed
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 
 # %% ../nbs/05_models.ipynb #636a9671
 class AnySize(nn.Module):

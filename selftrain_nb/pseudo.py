@@ -9,14 +9,13 @@ __all__ = ['relative_names', 'claim_folder', 'read_manifest', 'pseudo_label', 'p
 import json, os, warnings
 from pathlib import Path
 import numpy as np, pandas as pd, matplotlib.pyplot as plt, torch
-from fastcore.basics import patch
-from fastprogress.fastprogress import progress_bar
-from fastai.vision.all import get_image_files
 from PIL import Image
 from .labels import *
 from .metrics import *
 from .data import *
 from .models import *
+from fastprogress.fastprogress import progress_bar
+from fastai.vision.all import get_image_files
 
 # %% ../nbs/07_pseudo.ipynb #05d2dd8e
 def relative_names(

@@ -11,7 +11,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 import pandas as pd, torch
-from fastcore.basics import patch
+from fastcore.basics import noop, patch
 from .labels import *
 from .metrics import *
 from .data import *
@@ -78,7 +78,8 @@ def _fit(run, row, table, bar):
     c, out, plan = run.config, run.path/row, _plan(row, run.config)
     learn = _learner(c, table, plan)
     if plan.start: load_weights(learn.model, run.path/plan.start/'weights.safetensors')
-    with (learn.no_bar() if not bar else nullcontext()): learn.fit_one_cycle(plan.epochs, cbs=Checkpoint(out, row=row, table=table_hash(table)))
+    if not bar: learn.logger = noop
+    with (nullcontext() if bar else learn.no_bar()): learn.fit_one_cycle(plan.epochs, cbs=Checkpoint(out, row=row, table=table_hash(table)))
     meta = dict(encoder=c['encoder'], arch=c['arch'], space=table.space.to_dict(), size=c['size'])
     save_weights(learn.model, out/'weights.safetensors', **meta)
 

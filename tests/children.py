@@ -1,5 +1,5 @@
 "Processes that may be killed: forked from a server that has imported the package and computed nothing, so each costs milliseconds instead of seconds."
-import json, multiprocessing as mp, os, time
+import json, multiprocessing as mp, time
 from pathlib import Path
 
 ctx = mp.get_context('forkserver')

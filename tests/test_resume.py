@@ -1,6 +1,5 @@
 "A stop at any moment (SIGKILL) and the same call again: nothing lost, nothing labelled twice, bit for bit what an uninterrupted run gives."
-import itertools, json, os, signal, subprocess, sys, time
-from pathlib import Path
+import itertools, json, os, signal, sys
 from types import SimpleNamespace
 
 import numpy as np, pytest
