@@ -39,7 +39,7 @@ _TEXT = '''
 .rep th,.rep td{padding:.22rem .7rem .22rem 0;border-bottom:1px solid var(--line);text-align:right;vertical-align:top;font-variant-numeric:tabular-nums;white-space:nowrap;background:none}
 .rep th{font-weight:600;color:var(--dim)}.rep .l{text-align:left}.rep .w{white-space:normal;min-width:16rem}
 .rep .tiles{display:flex;flex-wrap:wrap;gap:.7rem;margin:1rem 0}.rep .tile{background:var(--card);border-radius:8px;padding:.6rem .9rem;min-width:8.5rem;flex:0 1 auto}
-.rep .tile b{display:block;font-size:1.6rem;line-height:1.2;font-variant-numeric:tabular-nums}.rep .tile span{color:var(--dim);font-size:.85rem}
+.rep .tile b{display:block;font-size:1.6rem;line-height:1.2;font-variant-numeric:tabular-nums}.rep .tile>span{color:var(--dim);font-size:.85rem}
 '''
 
 # %% ../nbs/10_report.ipynb #58a486a9
@@ -48,7 +48,7 @@ _PARTS = '''
 .rep .legend span{white-space:nowrap}.rep i.sw{display:inline-block;width:.85em;height:.85em;border-radius:2px;margin-right:.35em;vertical-align:-.06em;outline:1px solid #8886}
 .rep i.conf{width:5em}.rep .strip{margin:1rem 0 1.4rem;break-inside:avoid}.rep .strip>div{display:grid;grid-auto-flow:column;grid-auto-columns:minmax(0,1fr);gap:.4rem}
 .rep figure{margin:0}.rep img{width:100%;display:block;border-radius:3px}.rep img.m{image-rendering:pixelated}.rep figcaption{font-size:.78rem;color:var(--dim)}
-.rep .strip p{font-size:.85rem;margin:0 0 .25rem}.rep .charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(17rem,1fr));gap:1rem;max-width:62rem}.rep svg{width:100%;height:auto;display:block}
+.rep .strip p{font-size:.85rem;margin:0 0 .25rem;max-width:none}.rep .charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(17rem,1fr));gap:1rem;max-width:62rem}.rep svg{width:100%;height:auto;display:block}
 .rep .bars{width:40%;min-width:11rem}.rep .bar{display:flex;align-items:center;gap:.4em;font-size:.72rem;line-height:1.15}.rep .bar i{height:.55rem;border-radius:0 2px 2px 0;min-width:1px;background:var(--c)}
 .rep tr{break-inside:avoid}.rep footer{margin-top:3rem;font-size:.8rem;color:var(--dim)}
 @media (max-width:640px){.rep .strip>div{grid-auto-flow:row;grid-template-columns:1fr 1fr}.rep .strip figure:first-child{grid-column:1/-1}
