@@ -118,7 +118,7 @@ def _command(*paths):
     return ' '.join([Path(sys.argv[0]).name, *(f"'{a}'" if ' ' in a else a for a in args)])
 
 # %% ../nbs/12_cli.ipynb #9adbb2af
-DEMO = dict(epochs=(5, 5), n=480, crop=(96, 128), ratio=3., min_conf=.7)  # the demo's budget: 300 steps and 300 steps
+DEMO = dict(epochs=(8, 5), n=480, crop=(96, 128), scale=(.75, 2.), ratio=1.)  # the demo's budget: 480 steps, and 300 for student and control
 
 @call_parse
 @friendly
@@ -129,7 +129,7 @@ def demo(
     "Teach a student on embedded street scenes, in a few minutes on two CPU cores; ends with a table and a report"
     from selftrain_nb.selftrain import self_train
     from selftrain_nb.report import report
-    few = open_data('scenes').keep_labels(16, seed=seed)
+    few = open_data('scenes').keep_labels(32, seed=seed)
     r = self_train(few, out, **DEMO, rows=('teacher', 'student', 'control'), seed=seed)
     print(f'\n{r.results.set_index(["split", "row"])[["miou", "acc", "seconds"]].to_string()}\n\nreport: {report(r)}')
 
