@@ -218,6 +218,7 @@ class Checkpoint(Callback):
         smooth.count, smooth.val = d['smooth'][0], torch.tensor(d['smooth'][1])
         self.history, self.learn.first_epoch = d['history'], len(d['history'])
         self._write_history()  # the last stop may have come just before it
+        if getattr(getattr(self.learn, 'progress', None), 'mbar', None): self.learn.progress.mbar.update(0)  # a bar that begins at a later epoch has no clock
 
     def after_epoch(self):
         row = dict(zip(self.recorder.metric_names[:-1], [self.epoch, *map(float, self.recorder.values[-1])]))
