@@ -85,7 +85,7 @@ def run(
     pretrained:store_true=False, # Start from timm's ImageNet weights
     epochs:str='10,10', # Epochs of teacher and student
     n:int=0, # Samples in an epoch; the number of labels, and at least 25 batches, if 0
-    ratio:float=3., # Pseudo-labelled samples for each real one
+    ratio:float=1., # Pseudo-labelled samples for each real one
     min_conf:float=.7, # Pseudo labels below this confidence are void
     start:str='teacher', # The student starts as its 'teacher' or 'fresh'
     crop:str='', # Crop, 'height,width'; the image size, at most 512, if not given
@@ -118,7 +118,7 @@ def _command(*paths):
     return ' '.join([Path(sys.argv[0]).name, *(f"'{a}'" if ' ' in a else a for a in args)])
 
 # %% ../nbs/12_cli.ipynb #9adbb2af
-DEMO = dict(epochs=(8, 5), n=480, crop=(96, 128), scale=(.75, 2.), ratio=1.)  # the demo's budget: 480 steps, and 300 for student and control
+DEMO = dict(epochs=(8, 5), n=480, crop=(96, 128), scale=(.75, 2.))  # the demo's budget: 480 steps, and 300 for student and control
 
 @call_parse
 @friendly

@@ -147,7 +147,7 @@ def self_train(
     pretrained=False, # ImageNet weights for the encoder
     epochs=(10, 10), # of the teacher, and of the student
     n=None, # samples in an epoch; the number of real images, and at least 25 batches, if not given
-    ratio=3., # pseudo samples for each real one in the student's epochs
+    ratio=1., # pseudo samples for each real one in the student's epochs
     min_conf=.7, # pseudo labels below this confidence are void
     start='teacher', # the student starts as its 'teacher', or 'fresh'
     tta='flip', # see `pseudo_label`

@@ -273,7 +273,7 @@ def refused(call, folder, says):
     with pytest.raises(ValueError, match=says): call()
     assert {p: p.read_bytes() for p in folder.rglob('*') if p.is_file()} == before
 
-@pytest.mark.parametrize('change,says', [(dict(ratio=1), 'ratio is 3.0 there and 1 here'), (dict(seed=1), 'seed is 0 there'), (dict(encoder='resnet10t'), 'encoder is')])
+@pytest.mark.parametrize('change,says', [(dict(ratio=2), 'ratio is 1.0 there and 2 here'), (dict(seed=1), 'seed is 0 there'), (dict(encoder='resnet10t'), 'encoder is')])
 def test_destination_that_holds_another_run(done, change, says):
     refused(lambda: self_train(done.table, done.run.path, **{**TINY, **change}), done.run.path, f'holds other work: .*{says}.*Choose another folder')
 
