@@ -129,7 +129,7 @@ def demo(
     "Teach a student on embedded street scenes, in a few minutes on two CPU cores; ends with a table and a report"
     from selftrain_nb.selftrain import self_train
     from selftrain_nb.report import report
-    few = open_data('scenes').keep_labels(32, seed=seed)
+    few = open_data('scenes').keep_labels(16, seed=seed)
     r = self_train(few, out, **DEMO, rows=('teacher', 'student', 'control'), seed=seed)
     print(f'\n{r.results.set_index(["split", "row"])[["miou", "acc", "seconds"]].to_string()}\n\nreport: {report(r)}')
 
