@@ -28,7 +28,7 @@ class AnySize(nn.Module):
         multiple=32, # what `net` needs H and W to be multiples of
     ):
         super().__init__()
-        self.net, self.multiple = net.to(memory_format=torch.channels_last), multiple  # a fifth faster on a CPU
+        self.net, self.multiple = net.to(memory_format=torch.channels_last), multiple  # this layout is faster on a CPU
 
     def forward(self, x):
         h, w = x.shape[-2:]
