@@ -1,8 +1,10 @@
 "Everything that is public, for notebooks and scripts: `from selftrain_nb.all import *`"
 from .labels import *
 from .scenes import *
+from .centroids import *
 from .datasets import *
 from .metrics import *
+from .centroids import *
 from .data import *
 from .models import *
 from .pseudo import *

@@ -7,11 +7,13 @@ __all__ = ['relative_names', 'claim_folder', 'read_manifest', 'pseudo_label', 'p
 
 # %% ../nbs/07_pseudo.ipynb #e1346f83
 import json, os, warnings
+from contextlib import contextmanager
 from pathlib import Path
 import numpy as np, pandas as pd, matplotlib.pyplot as plt, torch
 from PIL import Image
 from .labels import *
 from .metrics import *
+from .centroids import *
 from .data import *
 from .models import *
 from fastprogress.fastprogress import progress_bar
@@ -76,24 +78,38 @@ def _read_batch(table, rows, strict):
             errors[i] = str(e)
     return images, errors
 
-def _write(dest, name, label, conf, n):
-    "Write one image's files, the label last; returns its entry in the manifest"
+def _write(dest, name, label, conf, n, note):
+    "Write one image's files, the label last, and note its centroids; returns its entry in the manifest"
     write_mask(dest/'conf'/name, np.round(conf * 255))
     write_mask(dest/'labels'/name, label)
+    if note: note(name, label, np.round(conf * 255))
     return dict(name=name, size=label.shape, conf=round(float(conf.mean()), 4), counts=np.bincount(label.ravel(), minlength=n).tolist())
 
-def _label_batch(learn, table, rows, names, dest, flip, done, strict):
+def _label_batch(learn, table, rows, names, dest, flip, done, strict, note):
     images, errors = _read_batch(table, rows, strict)
     entries = [dict(name=names[i], error=e) for i, e in errors.items() if done.get(names[i]) != dict(error=e)]
     if images:
         conf, label = predict_full(learn, [*images.values()], flip).max(1)
         arrays = zip(images, label.to(torch.uint8).cpu().numpy(), conf.cpu().numpy())
-        entries += [_write(dest, names[i], l, c, len(table.space)) for i, l, c in arrays if _open(done, names[i])]
+        entries += [_write(dest, names[i], l, c, len(table.space), note) for i, l, c in arrays if _open(done, names[i])]
     _append(dest, entries)
 
 def _open(done, name): 
     "Not labelled yet, or unreadable when last tried"
     return 'conf' not in done.get(name, {})
+
+# %% ../nbs/07_pseudo.ipynb #ccca4aa1
+@contextmanager
+def _indexing(labels, names, dest, on, **how):
+    "A function that notes the centroids of a label just written; None if they are not wanted"
+    if not on: yield None; return
+    rows, min_conf = {n: i for i, n in enumerate(names)}, labels.remaps['pseudo'].min_conf
+    journal = Journal(dest/'centroids.npz', index_note(labels.space, **how))
+    def note(name, label, conf):
+        mask = drop_unsure(label, conf, min_conf) if np.any(min_conf) else label
+        journal.add(*index_mask(labels, rows[name], mask, journal.meta))
+    try: yield note
+    finally: journal.close()
 
 # %% ../nbs/07_pseudo.ipynb #7672b024
 def _as_table(images, space, dest):
@@ -115,6 +131,8 @@ def pseudo_label(
     dest, # folder for labels, confidences and manifest
     tta='flip', # 'flip': average with the mirror image; None
     min_conf=.0, # confidence below which a pixel is read as void: one number, or one for each class; may be changed later
+    centroids=True, # index the class centroids of each label on the way, in `centroids.npz`
+    tile=None, # of the centroids, see `class_centroids`
     bs=8, # images in a batch; only images of equal size share one
     strict=False, # an image that cannot be read is an error; else it is noted in the manifest and left out
     progress=True, # show a bar
@@ -126,18 +144,25 @@ def pseudo_label(
     claim_folder(dest, 'store.json', dict(version=1, teacher=weights_hash(learn.model), tta=tta, size=learn.dls.size, bs=bs, classes=space.names, root=root))
     done = read_manifest(dest)
     todo = [rows for rows in size_batches(table, bs) if any(_open(done, names[i]) for i in rows)]
-    for rows in progress_bar(todo, display=progress and bool(todo)): _label_batch(learn, table, rows, names, dest, tta == 'flip', done, strict)
-    return _pseudo_table(table, names, dest, min_conf)
+    labels = _pseudo_rows(table, names, dest, min_conf)
+    with _indexing(labels, names, dest, centroids and bool(todo), tile=tile, size=learn.dls.size) as note:
+        for rows in progress_bar(todo, display=progress and bool(todo)): _label_batch(learn, table, rows, names, dest, tta == 'flip', done, strict, note)
+    labels = _written(labels, names, dest)
+    if centroids and len(labels) and (todo or not (dest/'centroids.npz').exists()): CentroidIndex.build(labels, tile, dest/'centroids.npz', learn.dls.size, warn=False)
+    return labels
 
 # %% ../nbs/07_pseudo.ipynb #289c3189
-def _pseudo_table(table, names, dest, min_conf):
-    "The rows that have a pseudo label now"
+def _pseudo_rows(table, names, dest, min_conf):
+    "The rows, with the labels that they have or will have"
+    df = table.df.assign(label=[str(dest/'labels'/n) for n in names], conf=[str(dest/'conf'/n) for n in names], kind='pseudo', split='train', remap='pseudo')
+    return SegTable(df, table.space, dict(pseudo=Remap.identity(len(table.space), min_conf=min_conf)))
+
+def _written(labels, names, dest):
+    "Those that have a pseudo label now"
     done = read_manifest(dest)
     bad = [f'{n}: {done[n]["error"]}' for n in names if 'error' in done[n]]
     if bad: warnings.warn(f'{len(bad)} of {len(names)} images could not be read and have no pseudo label; the first: {bad[0]}')
-    ok = np.array(['error' not in done[n] for n in names])
-    df = table.df.assign(label=[str(dest/'labels'/n) for n in names], conf=[str(dest/'conf'/n) for n in names], kind='pseudo', split='train', remap='pseudo')
-    return SegTable(df[ok], table.space, dict(pseudo=Remap.identity(len(table.space), min_conf=min_conf)))
+    return labels[np.array(['error' not in done[n] for n in names])]
 
 # %% ../nbs/07_pseudo.ipynb #2720a674
 def pseudo_quality(

@@ -56,7 +56,7 @@ class Run:
 def _result(run, row, split, m):
     pct = lambda v: None if v is None else round(100 * v, 2)
     s, c = m['splits'][split], run.config
-    setting = f'{c["encoder"]} {c["arch"]}{" pretrained" if c["pretrained"] else ""}, {c["crop"]} of {c["size"] or "full size"}, ratio {c["ratio"]}, min_conf {c["min_conf"]}, start {c["start"]}'
+    setting = f'{c["encoder"]} {c["arch"]}{" pretrained" if c["pretrained"] else ""}, {c["crop"]} of {c["size"] or "full size"}, ratio {c["ratio"]}, min_conf {c["min_conf"]}, start {c["start"]}' + f', centroids {c["p"]}' * (c['sampler'] == 'centroid')
     return dict(row=row, seed=c['seed'], split=split, miou=pct(s['miou']), acc=pct(s['acc']), steps=m['steps'], seconds=m['seconds'], device=m['device'],
                 n_real=m['n_real'], n_pseudo=m['n_pseudo'], setting=setting, **{f'iou_{k}': pct(v) for k, v in s['iou'].items()})
 
@@ -67,8 +67,9 @@ def results(self:Run):
     return pd.DataFrame([_result(self, r, split, m) for r, m in ms.items() for split in m['splits']])
 
 # %% ../nbs/08_selftrain.ipynb #0cffa8eb
-def _learner(c, table, plan):
-    dls = mixed_dls(table, ratio=plan.ratio, n=plan.n, crop=c['crop'] and tuple(c['crop']), size=_tuple(c['size']), bs=c['bs'], seed=c['seed'], num_workers=c['num_workers'], scale=tuple(c['scale']))
+def _learner(c, table, plan, index):
+    sampling = dict(sampler=c['sampler'], p=c['p'], tile=c['tile'], index=index)
+    dls = mixed_dls(table, ratio=plan.ratio, n=plan.n, crop=c['crop'] and tuple(c['crop']), size=_tuple(c['size']), bs=c['bs'], seed=c['seed'], num_workers=c['num_workers'], scale=tuple(c['scale']), **sampling)
     return seg_learner(dls, c['encoder'], c['arch'], c['pretrained'], weight_power=c['weight_power'], lr=c['lr'])
 
 def _tuple(o): return tuple(o) if isinstance(o, list) else o
@@ -76,7 +77,7 @@ def _tuple(o): return tuple(o) if isinstance(o, list) else o
 def _fit(run, row, table, bar):
     "Train a row and save its weights"
     c, out, plan = run.config, run.path/row, _plan(row, run.config)
-    learn = _learner(c, table, plan)
+    learn = _learner(c, table, plan, [run.path/d/'centroids.npz' for d in (row, 'teacher', 'pseudo')])
     if plan.start: load_weights(learn.model, run.path/plan.start/'weights.safetensors')
     if not bar: learn.logger = noop
     with (nullcontext() if bar else learn.no_bar()): learn.fit_one_cycle(plan.epochs, cbs=Checkpoint(out, row=row, table=table_hash(table)))
@@ -123,7 +124,7 @@ def _train(run, row, table, bar):
 def _label(run, table, bar):
     c, teacher = run.config, run.predictor('teacher')
     with _stage(run, 'pseudo'):
-        return pseudo_label(teacher, table.train.unlabelled, run.path/'pseudo', tta=c['tta'], min_conf=c['min_conf'], bs=c['bs'], progress=bar)
+        return pseudo_label(teacher, table.train.unlabelled, run.path/'pseudo', tta=c['tta'], min_conf=c['min_conf'], centroids=c['sampler'] == 'centroid', tile=c['tile'], bs=c['bs'], progress=bar)
 
 # %% ../nbs/08_selftrain.ipynb #e2ce53a0
 def table_hash(table):
@@ -153,6 +154,8 @@ def self_train(
     tta='flip', # see `pseudo_label`
     crop=None, size=None, bs=8, # see `mixed_dls`
     scale=(.5, 2.), # range of the scale jitter, see `augment`
+    sampler='random', # 'random', or 'centroid': a share `p` of the crops around class centroids
+    p=.5, tile=None, # that share, and the tiles of the centroids, see `mixed_dls`
     lr=3e-3, # peak of the one-cycle schedule
     weight_power=.5, # class weights in the loss, see `class_weights`
     rows=('teacher', 'student'), # what to train, of `ROWS`
@@ -163,7 +166,7 @@ def self_train(
     "Teacher, pseudo labels, student, in a folder; resumes. ValueError for a table without labels, or a folder that holds another run"
     _check(table, rows, ratio)
     n = n or max(len(table.train.real), 25 * bs)
-    config = dict(encoder=encoder, arch=arch, pretrained=pretrained, epochs=epochs, n=n, ratio=ratio, min_conf=min_conf, start=start, tta=tta, crop=crop, size=size, scale=scale,
+    config = dict(encoder=encoder, arch=arch, pretrained=pretrained, epochs=epochs, n=n, ratio=ratio, min_conf=min_conf, start=start, tta=tta, crop=crop, size=size, scale=scale, sampler=sampler, p=p, tile=tile,
                   bs=bs, lr=lr, weight_power=weight_power, seed=seed, num_workers=num_workers, table=table_hash(table))
     run = Run(out)
     if not (run.path/'config.json').exists(): seg_model(len(table.space), encoder, arch, pretrained)  # a wrong name is to fail before the folder is taken

@@ -1,0 +1,70 @@
+"""What centroid sampling does to a teacher and its student: results/scenes_centroids.csv, results/camvid_centroids.csv
+
+    python benchmarks/effect_centroids.py scenes results/scenes_centroids.csv
+    python benchmarks/effect_centroids.py path/to/camvid results/camvid_centroids.csv --shares 0.5,0
+
+Trains one run for each share p of crops by centroid and each seed, and writes the table again after each.
+Stopped, it goes on where it was; several processes may share the work (`--shares`, `--seeds`), and each collects what all have done.
+"""
+from pathlib import Path
+
+import numpy as np, pandas as pd
+from fastcore.script import call_parse
+
+from selftrain_nb.all import *
+from selftrain_nb.cli import open_data
+
+SETTINGS = dict(  # those of results/scenes_selftrain.csv and results/camvid_quarter.csv
+    scenes=dict(keep=32, fit=dict(crop=(96, 128), scale=(.75, 2.), n=480, epochs=(25, 15))),
+    camvid=dict(keep=.25, fit=dict(crop=(128, 176), size=240, n=480, epochs=(25, 15))))
+
+
+def exposure(run, row):
+    "{name: value}: percent of an epoch's labelled pixels, and percent of its crops, that show each class"
+    c, table = run.config, run.table
+    if row == 'student': table += pseudo_label(run.predictor('teacher'), table.train.unlabelled, run.path/'pseudo', tta=c['tta'], min_conf=c['min_conf'], bs=c['bs'], centroids=c['sampler'] == 'centroid', progress=False)
+    n = c['n'] // 2 if row == 'student' else c['n']
+    index = [run.path/d/'centroids.npz' for d in (row, 'teacher', 'pseudo')]
+    dls = mixed_dls(table, ratio=c['ratio'] if row == 'student' else 0, n=n, crop=tuple(c['crop']), size=c['size'], bs=c['bs'], seed=c['seed'], scale=tuple(c['scale']), sampler=c['sampler'], p=c['p'], index=index, colour=0, blur=0)
+    e = class_exposure(dls.train)
+    return {**{f'pixels_{k}': v for k, v in e.pixels.round(2).items()}, **{f'crops_{k}': v for k, v in e.crops.round(1).items()}}
+
+
+def _exposures(run):
+    "Of each row, computed once"
+    file = run.path/'exposure.csv'
+    if not file.exists():
+        with atomic_write(file) as tmp: pd.DataFrame([dict(row=r, **exposure(run, r)) for r in run.done]).to_csv(tmp, index=False)
+    return pd.read_csv(file)
+
+
+def collect(out, name, csv):
+    "The rows of all runs that are complete, rare classes summed up"
+    runs = [Run(f.parent.parent) for f in sorted(out.glob(f'{name} p* seed*/student/metrics.json'))]
+    if not runs: return
+    df = pd.concat([r.results.assign(p=float(r.path.name.split()[1][1:])).merge(_exposures(r), on='row') for r in runs], ignore_index=True)
+    space = runs[0].table.space
+    share = runs[0].table.revealed.train.counts(); share = share / share.sum()
+    rare = [f'iou_{space.names[i]}' for i in np.argsort(share)[:4]]
+    df.insert(0, 'data', name); df.insert(3, 'p', df.pop('p')); df.insert(6, 'miou_rare4', df[rare].mean(axis=1).round(2))
+    df['rare'] = ' '.join(r[4:] for r in rare)
+    df['command'] = f'python benchmarks/effect_centroids.py {name} {csv.name}'
+    with atomic_write(csv) as tmp: df.sort_values(['p', 'seed', 'row', 'split'], ascending=[True, True, False, False]).to_csv(tmp, index=False)
+
+
+@call_parse
+def main(
+    data:str, # 'scenes', or the folder of CamVid
+    csv:str, # The table to write
+    out:str='runs/centroids', # Folder of the runs
+    shares:str='0.5,0,1,0.25', # Shares p of crops by centroid, in order of worth
+    seeds:str='0,1,2',
+):
+    name = 'scenes' if data == 'scenes' else 'camvid'
+    s, out = SETTINGS[name], Path(out)
+    for p in map(float, shares.split(',')):
+        for seed in map(int, seeds.split(',')):
+            few = open_data(data).keep_labels(s['keep'], seed=seed)
+            self_train(few, out/f'{name} p{p:g} seed{seed}', sampler='centroid' if p else 'random', p=p, seed=seed, progress=False, **s['fit'])
+            collect(out, name, Path(csv))
+            print(f'{name} p={p:g} seed={seed}', flush=True)
