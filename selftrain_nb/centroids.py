@@ -6,8 +6,8 @@
 __all__ = ['ENTRY', 'VERSION', 'SAMPLE', 'default_tile', 'class_centroids', 'label_key', 'index_note', 'Journal', 'index_mask',
            'CentroidIndex', 'draw_evenly']
 
-# %% ../nbs/03_centroids.ipynb #d80f3e46
-import glob, hashlib, json, os, shutil, struct, tempfile, uuid, warnings
+# %% ../nbs/03_centroids.ipynb #090d52e7
+import glob, hashlib, json, os, struct, tempfile, uuid, warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -33,16 +33,18 @@ def _runs(
     start = np.flatnonzero(new)
     return start, np.diff(start, append=f.size), f[start]
 
-# %% ../nbs/03_centroids.ipynb #c84e43d8
+# %% ../nbs/03_centroids.ipynb #a6a86625
 def _nearest(y, x, length, group, cy, cx, need):
     "For each group in `need`, the pixel of its runs that is nearest to (cy, cx), in reading order where there are two"
     chosen = np.zeros(len(cy), bool); chosen[need] = True
     runs = np.flatnonzero(chosen[group])
     g = group[runs]
     px = np.clip(np.ceil(cx[g] - .5), x[runs], x[runs] + length[runs] - 1)
-    order = np.lexsort(((y[runs] - cy[g])**2 + (px - cx[g])**2, g))
-    first = order[np.searchsorted(g[order], need)]
-    return y[runs[first]], px[first]
+    d, least, first = (y[runs] - cy[g])**2 + (px - cx[g])**2, np.full(len(cy), np.inf), np.empty(len(cy), int)
+    np.minimum.at(least, g, d)
+    hit = np.flatnonzero(d == least[g])[::-1]
+    first[g[hit]] = hit                            # of equals, the first in reading order is written last
+    return y[runs[first[need]]], px[first[need]]
 
 # %% ../nbs/03_centroids.ipynb #ca21056d
 def _pieces(start, length, cls, shape, tile):
@@ -55,7 +57,7 @@ def _pieces(start, length, cls, shape, tile):
     graph = coo_array((np.ones(len(edge), bool), np.divmod(edge, len(start))), shape=(len(start),) * 2)
     return connected_components(graph, directed=False)[1]
 
-# %% ../nbs/03_centroids.ipynb #71719534
+# %% ../nbs/03_centroids.ipynb #c8726129
 ENTRY = np.dtype([('cls', 'u1'), ('y', '<i4'), ('x', '<i4'), ('n', '<i4'), ('cy', '<f8'), ('cx', '<f8')])  # class, point on it, pixels, centre of mass
 
 def default_tile(
@@ -75,20 +77,19 @@ def class_centroids(
     if not mask.size: return np.empty(0, ENTRY)
     tile, (H, W) = min(tile or default_tile(mask.shape), max(mask.shape)), mask.shape
     start, length, cls = _runs(mask, tile)
-    if (bad := cls[(cls >= n_classes) & (cls != VOID)]).size: raise ValueError(f'class id {bad[0]} in the mask, but there are {n_classes} classes')
     y, x = np.divmod(start, W)
     group = _pieces(start, length, cls, mask.shape, tile) if parts else (y // tile * -(-W // tile) + x // tile) * 256 + cls
-    n, sy, sx = (np.bincount(group, w) for w in (length, y * length, length * x + length * (length - 1) // 2))
-    kind = np.empty(len(n), np.uint8); kind[group] = cls
-    g = np.flatnonzero((n > 0) & (kind != VOID)); n = n[g]
-    cy, cx = sy[g] / n, sx[g] / n
-    py, px = np.ceil(cy - .5).astype(int), np.ceil(cx - .5).astype(int)
-    miss = np.flatnonzero(group[np.searchsorted(start, py * W + px, 'right') - 1] != g)
-    if len(miss):
-        of = np.zeros(len(kind), int); of[g] = np.arange(len(g)); real = np.flatnonzero(cls != VOID)
-        py[miss], px[miss] = _nearest(y[real], x[real], length[real], of[group[real]], cy, cx, miss)
+    n, sy, sx = (np.bincount(group, w) for w in (length, y * length, length * (2 * x + length - 1) * .5))
+    kind = np.full(len(n), VOID, np.uint8); kind[group] = cls
+    g = np.flatnonzero(kind != VOID)
+    if (top := kind[g].max(initial=0)) >= n_classes: raise ValueError(f'class id {top} in the mask, but there are {n_classes} classes')
+    n[n == 0] = 1
+    cy, cx = sy / n, sx / n
+    py, px = (np.ceil(c[g] - .5).astype(int) for c in (cy, cx))
+    miss = group[np.searchsorted(start, py * W + px, 'right') - 1] != g
+    if miss.any(): py[miss], px[miss] = _nearest(y, x, length, group, cy, cx, g[miss])
     out = np.empty(len(g), ENTRY)
-    for name, v in zip(ENTRY.names, (kind[g], py, px, n, cy, cx)): out[name] = v
+    for name, v in zip(ENTRY.names, (kind[g], py, px, n[g], cy[g], cx[g])): out[name] = v
     return out
 
 # %% ../nbs/03_centroids.ipynb #d61d8428
@@ -151,15 +152,16 @@ class Journal:
         for f in (self.rows, self.entries): f.close()
         for f in self.files if delete else (): f.unlink(missing_ok=True)
 
-# %% ../nbs/03_centroids.ipynb #b3bdbe9b
+# %% ../nbs/03_centroids.ipynb #2931ff69
 def _save(j):
     "Put a journal in place as npz"
     with atomic_write(j.path) as tmp, ZipFile(tmp, 'w') as z:
-        for name, f, dtype in (('rows', j.rows, np.dtype('u1')), ('entries', j.entries, ENTRY)):
+        for name, f, size, dtype in (('rows', j.rows, 1, np.dtype('u1')), ('entries', j.entries, ENTRY.itemsize, ENTRY), ('cls', j.entries, ENTRY.itemsize, ENTRY['cls'])):
             with z.open(ZipInfo(f'{name}.npy', (1980, 1, 1, 0, 0, 0)), 'w', force_zip64=True) as out:
-                head = dict(descr=np.lib.format.dtype_to_descr(dtype), fortran_order=False, shape=(f.seek(0, 2) // dtype.itemsize,))
+                head = dict(descr=np.lib.format.dtype_to_descr(dtype), fortran_order=False, shape=(f.seek(0, 2) // size,))
                 np.lib.format.write_array_header_1_0(out, head)
-                f.seek(0); shutil.copyfileobj(f, out, 1 << 20)
+                f.seek(0)
+                while block := f.read(size << 14): out.write(np.frombuffer(block, ENTRY)['cls'].tobytes() if name == 'cls' else block)
 
 def _mapped(path, info):
     "An uncompressed array of an npz file, as a memory map"
@@ -173,12 +175,12 @@ def _mapped(path, info):
 def _lines(data): return [json.loads(l) for l in data.split(b'\n')[:-1]]  # what follows the last line end was not finished
 
 def _load(path):
-    "Note, rows and entries of an index file; ValueError when it is damaged"
+    "Note, rows, entries and their classes of an index file; ValueError when it is damaged"
     try:
-        with np.load(path) as z: meta, *rows = _lines(z['rows'].tobytes())
+        with np.load(path) as z: cls, (meta, *rows) = z['cls'], _lines(z['rows'].tobytes())
         with ZipFile(path) as z: entries = _mapped(path, z.getinfo('entries.npy'))
-        if len(entries) != sum(r['n'] for r in rows): raise ValueError('entries are missing')
-        return meta, rows, entries
+        if not len(entries) == len(cls) == sum(r['n'] for r in rows): raise ValueError('entries are missing')
+        return meta, rows, entries, cls
     except (BadZipFile, KeyError, ValueError, EOFError, struct.error) as e: raise ValueError(f'{path}: damaged, or no index of centroids ({e}); delete it') from e
 
 def _journals(path): return sorted(Path(path).parent.glob(f'.{glob.escape(Path(path).name)}.*.rows'))  # what stopped processes have left
@@ -188,12 +190,12 @@ def _read_journal(file):
     lines = _lines(file.read_bytes())
     return (lines[0], lines[1:], np.fromfile(file.with_suffix('.entries'), ENTRY)) if len(lines) > 1 else None
 
-# %% ../nbs/03_centroids.ipynb #d558acac
+# %% ../nbs/03_centroids.ipynb #eeeacddb
 class _Known:
     "Centroids found earlier, by path, size and time of the label, or by its content"
     def __init__(self, sources, meta):
         self.named, self.content = {}, {}
-        for m, rows, entries in sources:
+        for m, rows, entries, *_ in sources:
             if m != meta: continue
             ends = np.cumsum([r['n'] for r in rows])
             for r, end in zip(rows, ends):
@@ -227,17 +229,17 @@ def _centroids_of(table, i, meta, known, strict):
         if strict: raise
         return dict(label=os.path.abspath(table.df.label.iloc[i]), error=str(e)), np.empty(0, ENTRY)
 
-# %% ../nbs/03_centroids.ipynb #d4393a44
+# %% ../nbs/03_centroids.ipynb #d93b9715
 class CentroidIndex:
     "Where each class lies in each labelled row of a table, and epochs drawn from that"
-    def __init__(self, table, meta, rows, entries, path=None):
+    def __init__(self, table, meta, rows, entries, cls, path=None):
         self.space, self.meta, self.path, self.entries = table.space, meta, path, entries
         self.errors = [r['error'] for r in rows if 'error' in r]
         kinds, n = table.df.kind.to_numpy(), np.array([r['n'] for r in rows], int)
         self.labelled, self.ends = np.flatnonzero(kinds != 'none'), np.cumsum([0, *n])
         self.images = {k: np.flatnonzero(kinds == k) for k in KINDS[:2]}
-        cls, pseudo = np.array(entries['cls']), np.repeat(kinds[self.labelled] == 'pseudo', n)
-        self.lists = {k: {int(c): np.flatnonzero((cls == c) & (pseudo == v)) for c in np.unique(cls[pseudo == v])} for k, v in zip(KINDS, (False, True))}
+        pseudo = np.repeat(kinds[self.labelled] == 'pseudo', n)
+        self.lists = {k: {int(c): np.flatnonzero((cls == c) & (pseudo == v)).astype(np.uint32) for c in np.unique(cls[pseudo == v])} for k, v in zip(KINDS, (False, True))}
 
     def __repr__(self): return f'CentroidIndex({len(self.labelled)} labels, {len(self.entries)} centroids, tile {self.meta["tile"] or "half the short side"})'
     def __getstate__(self): return {**self.__dict__, 'entries': None if self.path else self.entries}  # a worker process maps the file itself
@@ -262,7 +264,7 @@ class CentroidIndex:
             if m := self.missing(kind): warnings.warn(f'no {kind} label has a pixel of {", ".join(m)}: their share of the {kind} samples goes to the other classes')
         if self.errors: warnings.warn(f'{len(self.errors)} of {len(self.labelled)} labels could not be read and have no centroids; the first: {self.errors[0]}')
 
-# %% ../nbs/03_centroids.ipynb #116374bd
+# %% ../nbs/03_centroids.ipynb #5ddd3e1c
 def _check_own(path, meta):
     "The index that is there, if it is of use; ValueError when it is of another table's classes or other tiles"
     if not Path(path).exists(): return None
@@ -284,7 +286,8 @@ def _build(table, rows, path, meta, known, strict, n_workers, progress):
     j = Journal(path, meta)
     try:
         with ThreadPoolExecutor(n_workers or min(8, os.cpu_count() or 1)) as pool:
-            for k in progress_bar(range(0, len(rows), 64), display=progress):  # a chunk at a time: results wait in memory
+            chunks = range(0, len(rows), 64)  # a chunk at a time: results wait in memory
+            for k in progress_bar(chunks) if progress else chunks:
                 for found in pool.map(lambda i: _centroids_of(table, i, meta, known, strict), rows[k:k+64]): j.add(*found)
         _save(j)
     except BaseException: j.close(); raise
@@ -368,7 +371,7 @@ def plan(self:CentroidIndex,
     samples = np.concatenate([self._of_kind(kind, n, p, rng) for kind, n in wanted.items()])
     return samples[rng.permutation(len(samples))]
 
-# %% ../nbs/03_centroids.ipynb #e54cfbe6
+# %% ../nbs/03_centroids.ipynb #f235d565
 @patch
 def show_classes(self:CentroidIndex, 
     n=1000, # samples
@@ -378,6 +381,6 @@ def show_classes(self:CentroidIndex,
     "Draw which classes the index holds, and which ones the centroid samples of an epoch are drawn for"
     ax = ax or plt.subplots(figsize=(7, 2.2))[1]
     s, at = self.plan(n if len(self.images['real']) else 0, 0 if len(self.images['real']) else n, p), np.arange(len(self.space))
-    for k, cls, name in ((-.2, self.entries['cls'], 'entries of the index'), (.2, s['cls'][s['cls'] >= 0], 'centroid samples of an epoch')):
+    for k, cls, name in ((-.2, np.array(self.entries['cls']), 'entries of the index'), (.2, s['cls'][s['cls'] >= 0], 'centroid samples of an epoch')):
         ax.bar(at + k, 100 * np.bincount(cls, minlength=len(at)) / max(1, len(cls)), .4, label=name)
     ax.set_xticks(at, self.space.names, rotation=30, ha='right'); ax.set_ylabel('%'); ax.legend(fontsize=7)

@@ -124,12 +124,16 @@ def read_image(
 ) -> Image.Image: # RGB, 8 bits, upright
     "Read an image as upright RGB; OSError that names the file when it cannot be decoded"
     try:
-        with Image.open(path) as im: return _to_rgb(ImageOps.exif_transpose(im))
+        with Image.open(path) as im: return _to_rgb(ImageOps.exif_transpose(im) if _exif(im) else im)
     except FileNotFoundError: raise FileNotFoundError(f'{path}: no such image') from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
         raise OSError(f'{path}: cannot be read as an image ({e}); replace or remove the file') from e
 
 # %% ../nbs/00_labels.ipynb #afe3b597
+def _exif(im):
+    "The EXIF data of an open image; Pillow decodes a whole PNG to look for some behind the pixels, where nobody writes it"
+    return {} if im.format == 'PNG' and not any('exif' in str(k).lower() or 'xmp' in str(k).lower() for k in im.info) else im.getexif()
+
 def image_size(
     path, # any file that Pillow reads
 ): # (height, width), upright
@@ -137,7 +141,7 @@ def image_size(
     try:
         with Image.open(path) as im:
             w, h = im.size
-            return (w, h) if im.getexif().get(0x0112, 1) >= 5 else (h, w)
+            return (w, h) if _exif(im).get(0x0112, 1) >= 5 else (h, w)
     except FileNotFoundError: raise FileNotFoundError(f'{path}: no such image') from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e: raise OSError(f'{path}: cannot be read as an image ({e}); replace or remove the file') from e
 
@@ -176,6 +180,12 @@ class Remap:
         for k, v in self.ids.items():
             if not (0 <= k < 256 and 0 <= v < 256): raise ValueError(f'a remap goes from 0-255 to 0-255, not from {k} to {v}')
             self.lut[k] = v
+        self._bytes = np.where(self.lut < 0, 254, self.lut).astype(np.uint8).tobytes()  # 254 says: look again
+
+    @property
+    def top(self):
+        "The highest class id that a label read this way can hold; -1 if only void"
+        return max((v for v in (*self.ids.values(), *self.colours.values()) if v != VOID), default=-1)
 
     @classmethod
     def identity(cls, n, **kwargs): 
@@ -198,6 +208,9 @@ def __call__(self:Remap,
     path='the label', # named in errors
 ): # (H, W) uint8 class ids
     "Map ids to class ids; ValueError that names the file and the ids that are unknown"
+    if a.dtype == np.uint8:
+        out = np.frombuffer(bytearray(a).translate(self._bytes), np.uint8).reshape(a.shape)  # Python's own table lookup is the fastest there is
+        if not (out == 254).any(): return out
     top = int(a.max(initial=0))
     out = self.lut[np.minimum(a, 255)]
     if top > 255 or (out < 0).any():
@@ -342,7 +355,7 @@ def mask(self:SegTable,
     r, path = self.df.iloc[i], self.df[col].iloc[i]
     if not path: raise ValueError(f'{r.image}: the row has no {col}')
     mask = read_mask(path, self.remaps[r.remap], r.conf if col == 'label' else '')
-    top = int(mask.max(where=mask != VOID, initial=0))
+    top = int(mask.max(where=mask != VOID, initial=0)) if self.remaps[r.remap].top >= len(self.space) else 0
     if top >= len(self.space): raise ValueError(f'{path}: class id {top}, but {self.space} ends at {len(self.space)-1}')
     if size is not None and mask.shape != tuple(size):
         raise ValueError(f'{path}: the label is {mask.shape[1]}x{mask.shape[0]}, its image {r.image} is {size[1]}x{size[0]} (width x height, upright); make them equal')

@@ -146,7 +146,7 @@ def pseudo_label(
     todo = [rows for rows in size_batches(table, bs) if any(_open(done, names[i]) for i in rows)]
     labels = _pseudo_rows(table, names, dest, min_conf)
     with _indexing(labels, names, dest, centroids and bool(todo), tile=tile, size=learn.dls.size) as note:
-        for rows in progress_bar(todo, display=progress and bool(todo)): _label_batch(learn, table, rows, names, dest, tta == 'flip', done, strict, note)
+        for rows in progress_bar(todo) if progress and todo else todo: _label_batch(learn, table, rows, names, dest, tta == 'flip', done, strict, note)
     labels = _written(labels, names, dest)
     if centroids and len(labels) and (todo or not (dest/'centroids.npz').exists()): CentroidIndex.build(labels, tile, dest/'centroids.npz', learn.dls.size, warn=False)
     return labels

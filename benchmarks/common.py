@@ -1,0 +1,48 @@
+"What the benchmarks share: labels of 1024x2048, best-of timing, and a table of ratios"
+import json, time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from selftrain_nb.all import *
+from selftrain_nb.cli import open_data
+
+SIZE = 2048, 1024  # PIL: width, height
+
+
+def rows_of(data, n):
+    "`n` training rows of scenes, or of the data set in folder `data`, spread over it"
+    table = (open_data(data) if data != 'scenes' else scenes(n=64, n_val=4, n_test=4)).train.real
+    return table, [*range(0, len(table), max(1, len(table) // n))][:n]
+
+
+def large_labels(data, n):
+    "Label maps enlarged to 1024x2048, and the number of classes"
+    table, rows = rows_of(data, n)
+    return [np.asarray(Image.fromarray(table.mask(i)).resize(SIZE, Image.NEAREST)) for i in rows], len(table.space)
+
+
+def noisy(mask, n_classes, share=.01, seed=0):
+    "Single pixels of a random class"
+    rng = np.random.default_rng(seed)
+    out, hit = mask.copy(), rng.random(mask.shape) < share
+    out[hit] = rng.integers(0, n_classes, hit.sum())
+    return out
+
+
+def best(f, items, repeats=3):
+    "Seconds an item: the best of some passes over the items"
+    times = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        for i in items: f(i)
+        times.append((time.perf_counter() - begin) / len(items))
+    return min(times)
+
+
+def show(results, file=None):
+    "Print {metric: (value, baseline)} with ratios, and write them as JSON"
+    print(f'{"":46s}{"ours":>12s}{"baseline":>12s}{"ratio":>9s}')
+    for k, (v, b) in results.items(): print(f'{k:46s}{v:12.4g}{b:12.4g}{b / v:9.1f}')
+    if file: Path(file).write_text(json.dumps({k: dict(value=v, baseline=b, ratio=b / v) for k, (v, b) in results.items()}, indent=1))
