@@ -31,7 +31,7 @@ def make(folder, data, n, ext):
     for k, i in enumerate(rows):
         im = np.asarray(table.image(i).resize(SIZE, Image.BICUBIC)).astype(int) + np.round(rng.normal(0, 4, (*SIZE[::-1], 1))).astype(int)
         Image.fromarray(im.clip(0, 255).astype(np.uint8)).save(folder/f'{k}.{ext}', **(dict(quality=92) if ext == 'jpg' else {}))
-        write_mask(folder/f'{k}_label.png', np.asarray(Image.fromarray(table.mask(i)).resize(SIZE, Image.NEAREST)))
+        Image.fromarray(table.mask(i)).resize(SIZE, Image.NEAREST).save(folder/f"{k}_label.png")
         files.append((folder/f'{k}.{ext}', folder/f'{k}_label.png'))
     return files, table.space
 

@@ -1,7 +1,6 @@
 "Everything that is public, for notebooks and scripts: `from selftrain_nb.all import *`"
 from .labels import *
 from .scenes import *
-from .centroids import *
 from .datasets import *
 from .metrics import *
 from .centroids import *
@@ -10,3 +9,4 @@ from .models import *
 from .pseudo import *
 from .selftrain import *
 from .report import *
+from .widgets import *

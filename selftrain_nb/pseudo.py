@@ -80,9 +80,10 @@ def _read_batch(table, rows, strict):
 
 def _write(dest, name, label, conf, n, note):
     "Write one image's files, the label last, and note its centroids; returns its entry in the manifest"
-    write_mask(dest/'conf'/name, np.round(conf * 255))
+    conf8 = np.round(conf * 255).astype(np.uint8)
+    with atomic_write(dest/'conf'/name) as tmp: Image.fromarray(conf8).save(tmp, format='PNG')
     write_mask(dest/'labels'/name, label)
-    if note: note(name, label, np.round(conf * 255))
+    if note: note(name, label, conf8)
     return dict(name=name, size=label.shape, conf=round(float(conf.mean()), 4), counts=np.bincount(label.ravel(), minlength=n).tolist())
 
 def _label_batch(learn, table, rows, names, dest, flip, done, strict, note):
