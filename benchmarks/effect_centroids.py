@@ -1,7 +1,9 @@
 """What centroid sampling does to a teacher and its student: results/scenes_centroids.csv, results/camvid_centroids.csv
 
-    python benchmarks/effect_centroids.py scenes results/scenes_centroids.csv
-    python benchmarks/effect_centroids.py path/to/camvid results/camvid_centroids.csv --shares 0.5,0
+    python benchmarks/effect_centroids.py scenes results/scenes_centroids.csv --known results/scenes_selftrain.csv --shares 0.5,1,0.25
+    python benchmarks/effect_centroids.py path/to/camvid results/camvid_centroids.csv --known results/camvid_quarter.csv --shares 0.5
+
+`--known` takes the rows of p = 0 from a table that `selftrain-run` has made with the same settings; without it, `--shares 0,…` trains them.
 
 Trains one run for each share p of crops by centroid and each seed, and writes the table again after each.
 Stopped, it goes on where it was; several processes may share the work (`--shares`, `--seeds`), and each collects what all have done.
@@ -26,6 +28,10 @@ def exposure(run, row):
     n = c['n'] // 2 if row == 'student' else c['n']
     index = [run.path/d/'centroids.npz' for d in (row, 'teacher', 'pseudo')]
     dls = mixed_dls(table, ratio=c['ratio'] if row == 'student' else 0, n=n, crop=tuple(c['crop']), size=c['size'], bs=c['bs'], seed=c['seed'], scale=tuple(c['scale']), sampler=c['sampler'], p=c['p'], index=index, colour=0, blur=0)
+    return shown(dls)
+
+
+def shown(dls):
     e = class_exposure(dls.train)
     return {**{f'pixels_{k}': v for k, v in e.pixels.round(2).items()}, **{f'crops_{k}': v for k, v in e.crops.round(1).items()}}
 
@@ -38,17 +44,32 @@ def _exposures(run):
     return pd.read_csv(file)
 
 
-def collect(out, name, csv):
+def random_crops(data, out, name, seed):
+    "What a teacher's epoch shows with random crops, without a run"
+    file, s = out/f'{name} random seed{seed}.csv', SETTINGS[name]
+    if not file.exists():
+        fit = {k: v for k, v in s['fit'].items() if k != 'epochs'}
+        row = shown(mixed_dls(open_data(data).keep_labels(s['keep'], seed=seed), ratio=0, seed=seed, colour=0, blur=0, **fit))
+        with atomic_write(file) as tmp: pd.DataFrame([dict(row='teacher', seed=seed, **row)]).to_csv(tmp, index=False)
+    return pd.read_csv(file)
+
+
+def collect(data, out, name, csv, known):
     "The rows of all runs that are complete, rare classes summed up"
     runs = [Run(f.parent.parent) for f in sorted(out.glob(f'{name} p* seed*/student/metrics.json'))]
     if not runs: return
-    df = pd.concat([r.results.assign(p=float(r.path.name.split()[1][1:])).merge(_exposures(r), on='row') for r in runs], ignore_index=True)
+    command = f'python benchmarks/effect_centroids.py {name} {csv.name}'
+    df = pd.concat([r.results.assign(p=float(r.path.name.split()[1][1:]), command=command).merge(_exposures(r), on='row') for r in runs], ignore_index=True)
+    if known:
+        old = pd.read_csv(known).query('row in ("teacher", "student")').drop(columns='data').assign(p=0.)
+        crops = pd.concat([random_crops(data, out, name, s) for s in old.seed.unique()])
+        df = pd.concat([df[df.p > 0], old.merge(crops, on=['row', 'seed'], how='left')], ignore_index=True)
     space = runs[0].table.space
     share = runs[0].table.revealed.train.counts(); share = share / share.sum()
     rare = [f'iou_{space.names[i]}' for i in np.argsort(share)[:4]]
     df.insert(0, 'data', name); df.insert(3, 'p', df.pop('p')); df.insert(6, 'miou_rare4', df[rare].mean(axis=1).round(2))
     df['rare'] = ' '.join(r[4:] for r in rare)
-    df['command'] = f'python benchmarks/effect_centroids.py {name} {csv.name}'
+    df['command'] = df.pop('command')
     with atomic_write(csv) as tmp: df.sort_values(['p', 'seed', 'row', 'split'], ascending=[True, True, False, False]).to_csv(tmp, index=False)
 
 
@@ -57,6 +78,7 @@ def main(
     data:str, # 'scenes', or the folder of CamVid
     csv:str, # The table to write
     out:str='runs/centroids', # Folder of the runs
+    known:str='', # Table of `selftrain-run` with the rows of p = 0
     shares:str='0.5,0,1,0.25', # Shares p of crops by centroid, in order of worth
     seeds:str='0,1,2',
 ):
@@ -66,5 +88,5 @@ def main(
         for seed in map(int, seeds.split(',')):
             few = open_data(data).keep_labels(s['keep'], seed=seed)
             self_train(few, out/f'{name} p{p:g} seed{seed}', sampler='centroid' if p else 'random', p=p, seed=seed, progress=False, **s['fit'])
-            collect(out, name, Path(csv))
+            collect(data, out, name, Path(csv), known)
             print(f'{name} p={p:g} seed={seed}', flush=True)

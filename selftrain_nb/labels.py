@@ -122,6 +122,10 @@ def _to_rgb(im):
     im.load()  # `convert` would copy it
     return im
 
+def _exif(im):
+    "The EXIF data of an open image; Pillow decodes a whole PNG to look for some behind the pixels, where nobody writes it"
+    return {} if im.format == 'PNG' and not any('exif' in str(k).lower() or 'xmp' in str(k).lower() for k in im.info) else im.getexif()
+
 def read_image(
     path, # any file that Pillow reads
 ) -> Image.Image: # RGB, 8 bits, upright
@@ -133,10 +137,6 @@ def read_image(
         raise OSError(f'{path}: cannot be read as an image ({e}); replace or remove the file') from e
 
 # %% ../nbs/00_labels.ipynb #afe3b597
-def _exif(im):
-    "The EXIF data of an open image; Pillow decodes a whole PNG to look for some behind the pixels, where nobody writes it"
-    return {} if im.format == 'PNG' and not any('exif' in str(k).lower() or 'xmp' in str(k).lower() for k in im.info) else im.getexif()
-
 def image_size(
     path, # any file that Pillow reads
 ): # (height, width), upright
