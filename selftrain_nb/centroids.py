@@ -266,7 +266,7 @@ class CentroidIndex:
             if m := self.missing(kind): warnings.warn(f'no {kind} label has a pixel of {", ".join(m)}: their share of the {kind} samples goes to the other classes')
         if self.errors: warnings.warn(f'{len(self.errors)} of {len(self.labelled)} labels could not be read and have no centroids; the first: {self.errors[0]}')
 
-# %% ../nbs/03_centroids.ipynb #5ddd3e1c
+# %% ../nbs/03_centroids.ipynb #dadc25bc
 def _check_own(path, meta):
     "The index that is there, if it is of use; ValueError when it is of another table's classes or other tiles"
     if not Path(path).exists(): return None
@@ -283,6 +283,7 @@ def _current(found, table, rows):
     try: return len(found) == len(rows) and all(all(r.get(k) == key[k] for k in names) for r, key in zip(found, (label_key(table, i) for i in rows)))
     except OSError: return False
 
+# %% ../nbs/03_centroids.ipynb #c5d84fde
 def _build(table, rows, path, meta, known, strict, n_workers, progress):
     "Write the index of `rows`, in order, from what is known and from what has to be decoded"
     j = Journal(path, meta)
@@ -295,6 +296,7 @@ def _build(table, rows, path, meta, known, strict, n_workers, progress):
     except BaseException: j.close(); raise
     j.close(delete=True)
 
+# %% ../nbs/03_centroids.ipynb #8db46470
 @patch(cls_method=True)
 def build(cls:CentroidIndex,
     table, # `SegTable`; rows without a label have no centroids

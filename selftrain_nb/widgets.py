@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['draw_centroids', 'draw_epoch', 'explore_centroids']
 
-# %% ../nbs/11_widgets.ipynb #80d37de6
+# %% ../nbs/11_widgets.ipynb #11a58352
+from io import BytesIO
 import ipywidgets as widgets, matplotlib.pyplot as plt, numpy as np
 from .labels import *
 from .centroids import *
 
-# %% ../nbs/11_widgets.ipynb #4bf02bb6
+# %% ../nbs/11_widgets.ipynb #0d2c54df
 def draw_centroids(
     table, # `SegTable`
     index, # `CentroidIndex` of it
@@ -25,6 +26,7 @@ def draw_centroids(
         ax.plot(e['x'], e['y'], 'o', ms=9 if on else 3, mfc=table.space.palette[e['cls']] / 255, mec='w', mew=1.5 if on else .5)
     ax.set_title(f'{sum(index.of(row)["cls"] == table.space.names.index(cls))} centroids of {cls}', fontsize=8)
 
+# %% ../nbs/11_widgets.ipynb #2127c6af
 def draw_epoch(
     index, # `CentroidIndex`
     cls, # class name, drawn dark
@@ -42,7 +44,7 @@ def draw_epoch(
     ax.invert_yaxis(); ax.tick_params(labelsize=7); ax.set_title(f'{n} samples of epoch {epoch}', fontsize=8)
     return counts
 
-# %% ../nbs/11_widgets.ipynb #18b71b86
+# %% ../nbs/11_widgets.ipynb #4bf3b00c
 def explore_centroids(
     table, # `SegTable` with labels
     tiles=(None, 32, 64, 128, 256), # tile sizes to choose from; None: half the short side
@@ -52,7 +54,7 @@ def explore_centroids(
     "An explorer: choose class, share p, tile, image and epoch; see where the centroids lie and what the epoch will hold. ValueError without labels"
     table = table.labelled[:most]
     if not len(table): raise ValueError('no labelled row to explore')
-    indexes, out = {}, widgets.Output()
+    indexes, picture = {}, widgets.Image(format='png', layout=widgets.Layout(max_width='100%'))
     controls = dict(
         cls=widgets.Dropdown(options=table.space.names, description='class'),
         p=widgets.FloatSlider(.5, min=0, max=1, step=.05, description='share p', continuous_update=False),
@@ -63,15 +65,13 @@ def explore_centroids(
     def draw(*_):
         v = {k: w.value for k, w in controls.items()}
         if v['tile'] not in indexes: indexes[v['tile']] = CentroidIndex.build(table, v['tile'], progress=False, warn=False)
-        index = indexes[v['tile']]
-        with out:
-            out.clear_output(wait=True)
-            fig, axs = plt.subplots(1, 2, figsize=(11, 3), width_ratios=[1.4, 1], layout='constrained')
-            draw_centroids(table, index, v['row'], v['cls'], axs[0])
-            box.counts = draw_epoch(index, v['cls'], v['p'], n, epoch=v['epoch'], ax=axs[1])
-            plt.show(fig); plt.close(fig)
+        fig, axs = plt.subplots(1, 2, figsize=(11, 3), width_ratios=[1.4, 1], layout='constrained')
+        draw_centroids(table, indexes[v['tile']], v['row'], v['cls'], axs[0])
+        box.counts = draw_epoch(indexes[v['tile']], v['cls'], v['p'], n, epoch=v['epoch'], ax=axs[1])
+        file = BytesIO(); fig.savefig(file, dpi=90); plt.close(fig)
+        picture.value = file.getvalue()
 
-    box = widgets.VBox([widgets.HBox([*controls.values()], layout=widgets.Layout(flex_flow='row wrap')), out])
+    box = widgets.VBox([widgets.HBox([*controls.values()], layout=widgets.Layout(flex_flow='row wrap')), picture])
     box.controls = controls
     for w in controls.values(): w.observe(draw, 'value')
     draw()
