@@ -58,15 +58,16 @@ def collect(data, out, name, csv, known):
     "The rows of all runs that are complete, rare classes summed up"
     runs = [Run(f.parent.parent) for f in sorted(out.glob(f'{name} p* seed*/student/metrics.json'))]
     if not runs: return
-    command = f'python benchmarks/effect_centroids.py {name} {csv.name}'
-    df = pd.concat([r.results.assign(p=float(r.path.name.split()[1][1:]), command=command).merge(_exposures(r), on='row') for r in runs], ignore_index=True)
+    share = lambda run: float(run.path.name.split()[1][1:])
+    command = lambda run: f'python benchmarks/effect_centroids.py {name} results/{csv.name} --shares {share(run):g} --seeds {run.config["seed"]}' + f' --known results/{Path(known).name}' * bool(known)
+    df = pd.concat([r.results.assign(p=share(r), command=command(r)).merge(_exposures(r), on='row') for r in runs], ignore_index=True)
     if known:
         old = pd.read_csv(known).query('row in ("teacher", "student")').drop(columns='data').assign(p=0.)
         crops = pd.concat([random_crops(data, out, name, s) for s in old.seed.unique()])
         df = pd.concat([df[df.p > 0], old.merge(crops, on=['row', 'seed'], how='left')], ignore_index=True)
     space = runs[0].table.space
-    share = runs[0].table.revealed.train.counts(); share = share / share.sum()
-    rare = [f'iou_{space.names[i]}' for i in np.argsort(share)[:4]]
+    pixels = runs[0].table.revealed.train.counts()
+    rare = [f'iou_{space.names[i]}' for i in np.argsort(pixels)[:4]]
     df.insert(0, 'data', name); df.insert(3, 'p', df.pop('p')); df.insert(6, 'miou_rare4', df[rare].mean(axis=1).round(2))
     df['rare'] = ' '.join(r[4:] for r in rare)
     df['command'] = df.pop('command')

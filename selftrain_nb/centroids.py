@@ -188,9 +188,10 @@ def _load(path):
 def _journals(path): return sorted(Path(path).parent.glob(f'.{glob.escape(Path(path).name)}.*.rows'))  # what stopped processes have left
 
 def _read_journal(file):
-    "Note, rows and entries of a journal; None if it holds nothing"
-    lines = _lines(file.read_bytes())
-    return (lines[0], lines[1:], np.fromfile(file.with_suffix('.entries'), ENTRY)) if len(lines) > 1 else None
+    "Note, rows and entries of a journal; None if it holds nothing, is damaged, or another process has just finished with it"
+    try: lines, entries = _lines(file.read_bytes()), np.fromfile(file.with_suffix('.entries'), ENTRY)
+    except (OSError, ValueError): return None
+    return (lines[0], lines[1:], entries) if len(lines) > 1 else None
 
 # %% ../nbs/03_centroids.ipynb #eeeacddb
 class _Known:
@@ -256,8 +257,9 @@ class CentroidIndex:
     def of(self, 
         row, # number of a labelled row
     ): # array of `ENTRY`
-        "The centroids of one row"
+        "The centroids of one row; ValueError for a row without a label"
         k = int(np.searchsorted(self.labelled, row))
+        if k == len(self.labelled) or self.labelled[k] != row: raise ValueError(f'row {row} has no label')
         return self.entries[self.ends[k]:self.ends[k+1]]
 
     def warn(self):
@@ -318,7 +320,6 @@ def build(cls:CentroidIndex,
             return index
     rows, meta = np.flatnonzero(table.df.kind != 'none'), index_note(table.space, tile, size, parts)
     own = _check_own(path, meta)
-    left = list(_journals(path))
     if own is None or not _current(own[1], table, rows):
         left = _journals(path)
         sources = [own, *map(_read_journal, left), *(_load(p) for p in known if Path(p).exists())]

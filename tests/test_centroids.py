@@ -255,6 +255,15 @@ def test_a_full_disk(labels, tmp_path, monkeypatch, decoded):
     assert len(decoded) == 5 and equal(index, CentroidIndex.build(labels))
     assert not [*tmp_path.glob('.*')]
 
+def test_a_damaged_journal_is_not_used(labels, tmp_path):
+    for k, rows in enumerate((b'{"no\n\0\0\n', b'\xff\n')):
+        (tmp_path/f'.i.npz.{k}.rows').write_bytes(rows); (tmp_path/f'.i.npz.{k}.entries').write_bytes(b'x')
+    (tmp_path/'.i.npz.9.rows').write_bytes(b'{}\n{}\n')            # its entries are gone
+    assert equal(CentroidIndex.build(labels, path=tmp_path/'i.npz'), CentroidIndex.build(labels))
+
+def test_a_row_without_a_label_has_no_centroids(table):
+    with pytest.raises(ValueError, match='row 8 has no label'): CentroidIndex.build(SegTable(table.train.df.assign(kind=['real'] * 8 + ['none'] * (len(table.train) - 8)), table.space, table.remaps)).of(8)
+
 def build_slowly(home, path):
     import time
     whole = module.class_centroids
