@@ -6,6 +6,7 @@ from .metrics import *
 from .centroids import *
 from .data import *
 from .models import *
+from .crops import *
 from .pseudo import *
 from .selftrain import *
 from .report import *

@@ -234,6 +234,8 @@ def _plan(t, k, n_pseudo, n, ratio, seed, sampler, p, index, **how):
     wanted = (n, n_extra) if len(found.images['real']) else (0, n)
     return partial(found.plan, *wanted, p, seed), found
 
+def _drop_last(n, bs): return bs < n and n % bs == 1  # batch norm cannot train on one sample
+
 def _check_args(n, ratio, crop, bs):
     if n < 1 or bs < 1 or ratio < 0 or min(crop) < 1: raise ValueError(f'n={n}, ratio={ratio}, crop={crop}, bs={bs}: n, crop and bs must be 1 or more, ratio 0 or more')
 
@@ -269,11 +271,23 @@ def mixed_dls(
     total = len(plan(epoch=0)[shard[0]::shard[1]])
     block = DataBlock((ImageBlock, MaskBlock(table.space.names)), get_items=_range, get_x=RowImage(t, size), get_y=RowMask(t, size), splitter=IndexSplitter(range(m, len(t))),
                       dl_type=SegDL, item_tfms=[], batch_tfms=Normalize.from_stats(*imagenet_stats))
-    train_kw = dict(table=t, plan=plan, aug=partial(augment, crop=tuple(crop), **aug), seed=seed, n=total, shard=shard, drop_last=bs < total and total % bs == 1)
+    train_kw = dict(table=t, plan=plan, aug=partial(augment, crop=tuple(crop), **aug), seed=seed, n=total, shard=shard, drop_last=_drop_last(total, bs))
     valid_kw = dict(plan=None, aug=None, n=len(val), drop_last=False, before_batch=pad_to_largest)
     dls = block.dataloaders(range(len(t)), bs=bs, num_workers=num_workers, shuffle=False, strict=strict, device=device, dl_kwargs=[train_kw, valid_kw])
     for a, v in dict(space=table.space, crop=tuple(crop), size=size, seed=seed, table=t, index=found).items(): setattr(dls, a, v)
     return dls
+
+# %% ../nbs/04_data.ipynb #ce7b9237
+@patch
+def resized(self:SegDL,
+    crop, # (h, w) of the crops; as they are if None
+    bs, # samples in a batch
+) -> SegDL:
+    "A copy with the same epoch in crops and batches of another size; ValueError for a DataLoader without `augment`"
+    if 'crop' not in getattr(self.aug, 'keywords', {}): raise ValueError('only a training DataLoader of mixed_dls can change its crops; this one does not cut any with `augment`')
+    dl = self.new(aug=partial(self.aug, crop=tuple(crop or self.aug.keywords['crop'])), bs=bs, n=self.n, drop_last=_drop_last(self.n, bs))
+    dl.epoch = self.epoch
+    return dl
 
 # %% ../nbs/04_data.ipynb #ac18711c
 def class_exposure(

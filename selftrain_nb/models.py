@@ -208,7 +208,7 @@ class Checkpoint(Callback):
 
     def before_fit(self):
         "Restore weights, optimiser and history, if there are any; ValueError when they are of another run"
-        self.history, self.meta = [], {**self.meta, 'epochs': self.n_epoch}
+        self.history, self.meta = [], {**self.meta, 'epochs': self.n_epoch, **self._others()}
         if not self.file.exists(): return
         tensors, d = _read_tensors(self.file, 'state')
         if d['meta'] != self.meta: raise ValueError(f'{self.file} belongs to another run: {d["meta"]}, not {self.meta}. Choose another folder, or delete this one')
@@ -219,6 +219,8 @@ class Checkpoint(Callback):
         self.history, self.learn.first_epoch = d['history'], len(d['history'])
         self._write_history()  # the last stop may have come just before it
         if getattr(getattr(self.learn, 'progress', None), 'mbar', None): self.learn.progress.mbar.update(0)  # a bar that begins at a later epoch has no clock
+
+    def _others(self): return {k: v for cb in self.learn.cbs for k, v in json.loads(json.dumps(getattr(cb, 'resume_meta', {}))).items()}  # what other callbacks say must be the same
 
     def after_epoch(self):
         row = dict(zip(self.recorder.metric_names[:-1], [self.epoch, *map(float, self.recorder.values[-1])]))

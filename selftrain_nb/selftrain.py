@@ -16,6 +16,7 @@ from .labels import *
 from .metrics import *
 from .data import *
 from .models import *
+from .crops import *
 from .pseudo import *
 
 # %% ../nbs/08_selftrain.ipynb #4ae4337f
@@ -56,7 +57,7 @@ class Run:
 def _result(run, row, split, m):
     pct = lambda v: None if v is None else round(100 * v, 2)
     s, c = m['splits'][split], run.config
-    setting = f'{c["encoder"]} {c["arch"]}{" pretrained" if c["pretrained"] else ""}, {c["crop"]} of {c["size"] or "full size"}, ratio {c["ratio"]}, min_conf {c["min_conf"]}, start {c["start"]}' + f', centroids {c["p"]}' * (c['sampler'] == 'centroid')
+    setting = f'{c["encoder"]} {c["arch"]}{" pretrained" if c["pretrained"] else ""}, {c["crop"]} of {c["size"] or "full size"}, ratio {c["ratio"]}, min_conf {c["min_conf"]}, start {c["start"]}' + f', centroids {c["p"]}' * (c['sampler'] == 'centroid') + f', crops {c["schedule"]}' * (c['schedule'] != 'constant')
     return dict(row=row, seed=c['seed'], split=split, miou=pct(s['miou']), acc=pct(s['acc']), steps=m['steps'], seconds=m['seconds'], device=m['device'],
                 n_real=m['n_real'], n_pseudo=m['n_pseudo'], setting=setting, **{f'iou_{k}': pct(v) for k, v in s['iou'].items()})
 
@@ -74,13 +75,15 @@ def _learner(c, table, plan, index):
 
 def _tuple(o): return tuple(o) if isinstance(o, list) else o
 
+def _schedule(how): return CropSchedule(**how) if isinstance(how, dict) else CropSchedule(how)
+
 def _fit(run, row, table, bar):
     "Train a row and save its weights"
     c, out, plan = run.config, run.path/row, _plan(row, run.config)
     learn = _learner(c, table, plan, [run.path/d/'centroids.npz' for d in (row, 'teacher', 'pseudo')])
     if plan.start: load_weights(learn.model, run.path/plan.start/'weights.safetensors')
     if not bar: learn.logger = noop
-    with (nullcontext() if bar else learn.no_bar()): learn.fit_one_cycle(plan.epochs, cbs=Checkpoint(out, row=row, table=table_hash(table)))
+    with (nullcontext() if bar else learn.no_bar()): learn.fit_one_cycle(plan.epochs, cbs=[_schedule(c['schedule']), Checkpoint(out, row=row, table=table_hash(table))])
     meta = dict(encoder=c['encoder'], arch=c['arch'], space=table.space.to_dict(), size=c['size'])
     save_weights(learn.model, out/'weights.safetensors', **meta)
 
@@ -99,7 +102,7 @@ def _measure(run, row, table):
     names = table.space.names
     num = lambda x: None if x != x else round(float(x), 6)
     d = {s: dict(miou=num(cm.miou), acc=num(cm.acc), iou={k: num(v) for k, v in class_iou(cm, names).items()}) for s, cm in splits.items()}
-    steps = len(hist) * -(-c['n'] // c['bs'])
+    steps = int((-(-c['n'] // hist.bs)).sum())
     m = dict(splits=d, steps=steps, seconds=round(float(hist.seconds.sum())), device=_device(), n_real=len(table.train.real), n_pseudo=len(table.train.pseudo))
     with atomic_write(run.path/row/'metrics.json') as tmp: tmp.write_text(json.dumps(m, indent=1, ensure_ascii=False), encoding='utf-8')
 
@@ -156,6 +159,7 @@ def self_train(
     scale=(.5, 2.), # range of the scale jitter, see `augment`
     sampler='random', # 'random', or 'centroid': a share `p` of the crops around class centroids
     p=.5, tile=None, # that share, and the tiles of the centroids, see `mixed_dls`
+    schedule='constant', # of the crop sizes: name, list or dict of arguments, see `CropSchedule`
     lr=3e-3, # peak of the one-cycle schedule
     weight_power=.5, # class weights in the loss, see `class_weights`
     rows=('teacher', 'student'), # what to train, of `ROWS`
@@ -165,8 +169,9 @@ def self_train(
 ) -> Run:
     "Teacher, pseudo labels, student, in a folder; resumes. ValueError for a table without labels, or a folder that holds another run"
     _check(table, rows, ratio)
+    _schedule(schedule)  # a wrong name is to fail at once
     n = n or max(len(table.train.real), 25 * bs)
-    config = dict(encoder=encoder, arch=arch, pretrained=pretrained, epochs=epochs, n=n, ratio=ratio, min_conf=min_conf, start=start, tta=tta, crop=crop, size=size, scale=scale, sampler=sampler, p=p, tile=tile,
+    config = dict(encoder=encoder, arch=arch, pretrained=pretrained, epochs=epochs, n=n, ratio=ratio, min_conf=min_conf, start=start, tta=tta, crop=crop, size=size, scale=scale, sampler=sampler, p=p, tile=tile, schedule=schedule,
                   bs=bs, lr=lr, weight_power=weight_power, seed=seed, num_workers=num_workers, table=table_hash(table))
     run = Run(out)
     if not (run.path/'config.json').exists(): seg_model(len(table.space), encoder, arch, pretrained)  # a wrong name is to fail before the folder is taken
