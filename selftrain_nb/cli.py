@@ -94,6 +94,7 @@ def run(
     scale:str='0.5,2', # Range of the scale jitter
     sampler:str='random', # Where crops are cut: 'random', or 'centroid' (a share p of them around class centroids)
     p:float=.5, # Share of crops by centroid
+    schedule:str='constant', # Of the crop size: constant, coarse2fine, fine2coarse, coarse2fine+, fine2coarse+
     lr:float=3e-3, # Peak learning rate
     baselines:store_true=False, # Train the rows control and all, too
     seeds:str='0', # One run for each, '0,1,2'
@@ -109,7 +110,7 @@ def run(
     for rows in [ROWS[:2], ROWS] if baselines else [ROWS[:2]]:
         for s, path in zip(seeds, runs):
             table = _table(data, reader, keep, by, unlabelled, s)
-            self_train(table, path, encoder, arch, pretrained, _pair(epochs), n or None, ratio, min_conf, start, 'flip', _pair(crop), _pair(size), bs, _pair(scale, float), lr=lr, sampler=sampler, p=p, rows=rows, seed=s, num_workers=workers)
+            self_train(table, path, encoder, arch, pretrained, _pair(epochs), n or None, ratio, min_conf, start, 'flip', _pair(crop), _pair(size), bs, _pair(scale, float), lr=lr, sampler=sampler, p=p, schedule=schedule, rows=rows, seed=s, num_workers=workers)
             df = _collect([Run(p) for p in runs], csv, Path(data).name, command)
     print(f'\n{summary(df).to_string(index=False)}\n')
     for p in runs: print(f'report: {report(p)}')

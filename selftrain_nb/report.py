@@ -390,6 +390,8 @@ def _curves(run):
     if not hists: return P('No epoch is finished yet.')
     charts = [_chart(hists, ['train_loss', 'valid_loss'], 'loss (dotted: validation)')]
     if any('miou' in h and h.miou.notna().any() for h in hists.values()): charts.append(_chart(hists, ['miou'], 'mIoU % on validation images', 100))
+    charts += [_chart(hists, ['lr'], 'learning rate at the end of each epoch')]
+    if any('height' in h and h.height.nunique() > 1 for h in hists.values()): charts.append(_chart(hists, ['height', 'bs'], 'crop height, pixels (dotted: samples in a batch)'))
     return Div(*charts, cls='charts')
 
 # %% ../nbs/10_report.ipynb #67febe44

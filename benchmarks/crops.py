@@ -1,0 +1,68 @@
+"""How long each crop schedule takes, against constant full crops, and how well `CropSchedule.plan` predicts that
+
+    python benchmarks/crops.py [--data path/to/camvid] [--quick] [--json FILE]
+
+One epoch of each size is trained and validated, in turns, in some rounds; a schedule's time is the sum over its epochs, from the medians.
+So whatever else the machine does, it does to all schedules alike. The predictions are taken between the rounds.
+"""
+import time
+
+import numpy as np, torch
+from fastcore.script import call_parse, store_true
+
+from common import show
+from selftrain_nb.all import *
+from selftrain_nb.cli import open_data
+
+SETTINGS = dict(  # those of results/scenes_selftrain.csv and results/camvid_quarter.csv
+    scenes=dict(keep=32, fit=dict(crop=(96, 128), scale=(.75, 2.), n=480, epochs=(25, 15))),
+    camvid=dict(keep=.25, fit=dict(crop=(128, 176), size=240, n=480, epochs=(25, 15))))
+
+
+def learner(data, name, n=None, seed=0):
+    "The teacher's learner, untrained"
+    s = SETTINGS[name]
+    fit = {**{k: v for k, v in s['fit'].items() if k != 'epochs'}, **({'n': n} if n else {})}
+    learn = seg_learner(mixed_dls(open_data(data).keep_labels(s['keep'], seed=seed), ratio=0, seed=seed, **fit))
+    learn.logger = lambda *_: None
+    return learn
+
+
+def epoch_seconds(learn, setting):
+    "Seconds of one epoch, validation included"
+    dls = learn.dls
+    small = dls.train.resized(setting.crop, setting.bs)
+    learn.dls = type(dls)(small, dls.valid); learn.dls.space, learn.dls.size, learn.dls.crop = dls.space, dls.size, dls.crop
+    begin = time.perf_counter()
+    with learn.no_bar(): learn.fit(1)
+    seconds = time.perf_counter() - begin
+    learn.dls = dls
+    return seconds
+
+
+def measure(learn, epochs, rounds=3, schedules=PRESETS):
+    "{schedule: (measured, predicted) seconds} of whole fits"
+    costs = [CropCost(learn) for _ in range(rounds)]
+    plans = {k: CropSchedule(k).settings(epochs, learn.dls.train.n, learn.dls.train.bs, learn.dls.crop) for k in schedules}
+    each = {s: [] for ss in plans.values() for s in ss}
+    predicted = {s: [] for s in each}
+    for cost in costs:
+        for s in each: each[s].append(epoch_seconds(learn, s)); predicted[s].append(cost.epoch(s, learn.dls.train.n))
+    total = lambda of, ss: sum(float(np.median(of[s])) for s in ss)
+    return {k: (total(each, ss), total(predicted, ss)) for k, ss in plans.items()}
+
+
+@call_parse
+def main(
+    data:str='scenes', # 'scenes', or the folder of CamVid
+    epochs:int=25, # Of the fits
+    rounds:int=3, # In which the sizes take turns
+    quick:store_true=False, # Within a minute: short epochs, one round
+    json:str='', # File for the figures
+):
+    torch.set_num_threads(1)
+    name = 'scenes' if data == 'scenes' else 'camvid'
+    found = measure(learner(data, name, 48 if quick else None), epochs, 1 if quick else rounds)
+    results = {f'{name} {k}, seconds for {epochs} epochs': (m, found['constant'][0]) for k, (m, _) in found.items()}
+    results.update({f'{name} {k}, predicted (baseline: measured)': (p, m) for k, (m, p) in found.items()})
+    show(results, json)
