@@ -106,7 +106,7 @@ class CropSchedule(Callback):
         batches = [_batch(c, crop, bs, n, **self.sizing) for c in crops]
         return [Setting(c, b, (b / bs) ** self.power) for c, b in zip(crops, batches)]
 
-# %% ../nbs/06_crops.ipynb #958671e7
+# %% ../nbs/06_crops.ipynb #0a547d6f
 LOGGED = 'height', 'width', 'bs', 'lr'  # columns in the table of a fit
 
 @patch
@@ -119,7 +119,7 @@ def before_fit(self:CropSchedule):
     self._check_images(full)
     k = len(self.recorder.metric_names) - self.recorder.add_time
     self.recorder.metric_names = L([*self.recorder.metric_names[:k], *LOGGED, *self.recorder.metric_names[k:]])
-    self.base = None
+    self.held = None
 
 @patch
 def _check_images(self:CropSchedule, full):
@@ -141,18 +141,20 @@ def before_train(self:CropSchedule):
 @patch
 def before_batch(self:CropSchedule):
     "The learning rate is the fit's own again"
-    if self.base is not None: self.opt.set_hyper('lr', self.base)
-    self.base = None
+    if self.held is not None: self.opt.set_hyper('lr', self.held)
+    self.held = None
 
 @patch
 def before_step(self:CropSchedule):
     "Scale the learning rate for this step"
-    self.base = [h['lr'] for h in self.opt.hypers]
+    self.held = [h['lr'] for h in self.opt.hypers]
     warm = min(1, (self.iter + 1) / (self.warmup + 1)) if self.switched else 1
-    self.opt.set_hyper('lr', [lr * self.plan_[self.epoch].rate * warm for lr in self.base])
+    self.opt.set_hyper('lr', [lr * self.plan_[self.epoch].rate * warm for lr in self.held])
 
 @patch
-def after_train(self:CropSchedule): self.dls.train.epoch = self.dl.epoch
+def after_train(self:CropSchedule): 
+    "The learner's own DataLoader counts the epoch, too"
+    self.dls.train.epoch = self.dl.epoch
 
 @patch
 def after_validate(self:CropSchedule):
@@ -161,7 +163,9 @@ def after_validate(self:CropSchedule):
     self.recorder.log += [*s.crop, s.bs, float(self.opt.hypers[-1]['lr'])]
 
 @patch
-def after_fit(self:CropSchedule): self.before_batch()
+def after_fit(self:CropSchedule): 
+    "The learning rate is the fit's own"
+    self.before_batch()
 
 # %% ../nbs/06_crops.ipynb #30ed1a2d
 def _bytes_saved(model, x):
