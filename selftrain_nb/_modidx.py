@@ -48,6 +48,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'selftrain_nb.centroids._journals': ('centroids.html#_journals', 'selftrain_nb/centroids.py'),
                                         'selftrain_nb.centroids._lines': ('centroids.html#_lines', 'selftrain_nb/centroids.py'),
                                         'selftrain_nb.centroids._load': ('centroids.html#_load', 'selftrain_nb/centroids.py'),
+                                        'selftrain_nb.centroids._load_known': ('centroids.html#_load_known', 'selftrain_nb/centroids.py'),
                                         'selftrain_nb.centroids._mapped': ('centroids.html#_mapped', 'selftrain_nb/centroids.py'),
                                         'selftrain_nb.centroids._nearest': ('centroids.html#_nearest', 'selftrain_nb/centroids.py'),
                                         'selftrain_nb.centroids._pieces': ('centroids.html#_pieces', 'selftrain_nb/centroids.py'),

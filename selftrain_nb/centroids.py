@@ -279,6 +279,11 @@ def _check_own(path, meta):
     if diff: raise ValueError(f'{path} is an index of something else: {"; ".join(diff)[:500]}. Choose another file, or delete this one')
     return old
 
+def _load_known(path):
+    "Another index, if it can be read"
+    try: return _load(path) if Path(path).exists() else None
+    except ValueError as e: warnings.warn(f'{e}. Not using it')
+
 def _current(found, table, rows):
     "The labels on disk are those of the index, in this order"
     names = ('label', 'stat', 'how')
@@ -322,7 +327,7 @@ def build(cls:CentroidIndex,
     own = _check_own(path, meta)
     if own is None or not _current(own[1], table, rows):
         left = _journals(path)
-        sources = [own, *map(_read_journal, left), *(_load(p) for p in known if Path(p).exists())]
+        sources = [own, *map(_read_journal, left), *map(_load_known, known)]
         _build(table, rows, path, meta, _Known(filter(None, sources), meta), strict, n_workers, len(rows) > 500 if progress is None else progress)
         for f in (f for j in left for f in (j, j.with_suffix('.entries'))):
             with suppress(OSError): f.unlink()

@@ -288,3 +288,9 @@ def test_labels_are_indexed_while_they_are_written(table, tmp_path, decoded):
     assert not decoded
     index = CentroidIndex.build(pseudo, path=tmp_path/'mine.npz', known=[tmp_path/'p/centroids.npz'], warn=False)
     assert not decoded and equal(index, CentroidIndex.build(pseudo, warn=False))
+
+def test_a_damaged_index_of_someone_else_is_not_used(labels, tmp_path):
+    (tmp_path/'theirs.npz').write_bytes(b'not an index')
+    with pytest.warns(UserWarning, match='theirs.npz: damaged.*Not using it'):
+        index = CentroidIndex.build(labels, path=tmp_path/'i.npz', known=[tmp_path/'theirs.npz'], warn=False)
+    assert equal(index, CentroidIndex.build(labels, warn=False))
