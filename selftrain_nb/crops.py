@@ -59,7 +59,7 @@ def _batch(crop, full, bs, n, how, max_growth):
     grown = bs if how == 'constant' else round(bs * min(max_growth, _area(full) / _area(crop)))
     return max(1, min(grown, n))
 
-# %% ../nbs/06_crops.ipynb #6d69fee3
+# %% ../nbs/06_crops.ipynb #f5f8e47a
 def _check_phases(phases, cycle, final):
     try: shares, sizes = zip(*[(float(a), b) for a, b in phases])
     except (TypeError, ValueError): raise ValueError(f'a schedule is a name of {", ".join(PRESETS)}, or a list of (share of the training, crop size), not {phases!r}') from None
@@ -80,6 +80,7 @@ class CropSchedule(Callback):
         max_growth=4., # of the batch, at most
         rate='sqrt', # how the learning rate follows the batch: 'linear', 'sqrt', 'none'
         warmup=0, # steps after each switch in which the learning rate rises to its value
+        zoom=0., # how far small crops shrink the scene, so that they show as much of it as full ones: 0 not at all, 1 all the way
         multiple=None, # crop sizes are multiples of this; what the model says it needs, else 32
     ):
         how = dict(phases=phases, cycle=cycle, final=final)
@@ -90,8 +91,8 @@ class CropSchedule(Callback):
         if batch not in ('pixels', 'constant') or rate not in RATES: raise ValueError(f"batch={batch!r}, rate={rate!r}: batch is 'pixels' or 'constant'; rate one of {', '.join(RATES)}")
         if max_growth < 1 or warmup < 0: raise ValueError(f'max_growth={max_growth}, warmup={warmup}: must be at least 1 and 0')
         self.how, self.sizing, self.warmup, self.multiple = how, dict(how=batch, max_growth=max_growth), warmup, multiple
-        self.power = RATES[rate]
-        self.resume_meta = dict(crops=[how, batch, max_growth, rate, warmup, multiple])
+        self.power, self.zoom = RATES[rate], zoom
+        self.resume_meta = dict(crops=[how, batch, max_growth, rate, warmup, zoom, multiple])
 
     def settings(self, 
         epochs, # of the fit
@@ -106,7 +107,7 @@ class CropSchedule(Callback):
         batches = [_batch(c, crop, bs, n, **self.sizing) for c in crops]
         return [Setting(c, b, (b / bs) ** self.power) for c, b in zip(crops, batches)]
 
-# %% ../nbs/06_crops.ipynb #0a547d6f
+# %% ../nbs/06_crops.ipynb #846b67ed
 LOGGED = 'height', 'width', 'bs', 'lr'  # columns in the table of a fit
 
 @patch
@@ -114,7 +115,7 @@ def before_fit(self:CropSchedule):
     "Settle all epochs, and announce their columns; ValueError for crops that are larger than every image"
     dl = self.dls.train
     if not isinstance(dl, SegDL): raise ValueError(f'CropSchedule changes the crops of DataLoaders from mixed_dls; a {type(dl).__name__} has none')
-    full = tuple(dl.resized(crop=None, bs=dl.bs).aug.keywords['crop'])
+    self.full = full = tuple(dl.resized(crop=None, bs=dl.bs).aug.keywords['crop'])
     self.plan_ = self.settings(self.n_epoch, dl.n, dl.bs, full, getattr(self.model, 'multiple', 32))
     self._check_images(full)
     k = len(self.recorder.metric_names) - self.recorder.add_time
@@ -136,7 +137,7 @@ def before_train(self:CropSchedule):
     "This epoch's loop runs over crops and batches of its own size"
     s = self.plan_[self.epoch]
     self.switched = self.epoch > 0 and self.plan_[self.epoch - 1].crop != s.crop
-    self.learn.dl = self.dls.train.resized(s.crop, s.bs)
+    self.learn.dl = self.dls.train.resized(s.crop, s.bs, (_area(s.crop) / _area(self.full)) ** (self.zoom / 2))
 
 @patch
 def before_batch(self:CropSchedule):

@@ -19,6 +19,7 @@ import timm, segmentation_models_pytorch as smp
 from fastai.vision.all import Adam, Callback, CancelEpochException, L, Learner, default_device, delegates, imagenet_stats, partial, set_seed
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from PIL import Image
 
 # %% ../nbs/05_models.ipynb #636a9671
 class AnySize(nn.Module):
@@ -234,23 +235,64 @@ class Checkpoint(Callback):
         with atomic_write(self.path/'history.csv') as tmp: pd.DataFrame(self.history).to_csv(tmp, index=False)
     def after_fit(self): self.learn.first_epoch = 0
 
+# %% ../nbs/05_models.ipynb #af022080
+def _normalised(images, hw, dev):
+    "PIL images as a (B, 3, h, w) batch at working size `hw`"
+    fit = lambda im: im if (im.height, im.width) == hw else im.resize(hw[::-1], Image.BILINEAR)
+    x = torch.stack([torch.from_numpy(np.array(fit(im))) for im in images]).to(dev)
+    mean, std = (torch.tensor(s, device=dev)[:, None, None] for s in imagenet_stats)
+    return (x.permute(0, 3, 1, 2) / 255 - mean) / std
+
 # %% ../nbs/05_models.ipynb #f7d26594
+def _starts(n, w, overlap):
+    "Where windows of length `w` begin, so that they cover `n` and share at least `overlap` of their length"
+    k = 1 if w >= n else -(-(n - w) // max(1, int(w * (1 - overlap)))) + 1
+    return np.linspace(0, n - w, k).round().astype(int).tolist() if k > 1 else [0]
+
+def _hill(n): return torch.minimum(torch.arange(n) + .5, n - torch.arange(n) - .5)  # a pixel counts as much as it is far from the window's edge
+
+def _sliding(model, x, window, overlap):
+    "Probabilities from windows that overlap; where they do, the nearer to a window's middle, the more it counts"
+    h, w = (min(a, b) for a, b in zip(window, x.shape[-2:]))
+    hill = (_hill(h)[:, None] * _hill(w)).to(x.device)
+    total, weight = 0, torch.zeros(x.shape[-2:], device=x.device)
+    for top in _starts(x.shape[-2], h, overlap):
+        for left in _starts(x.shape[-1], w, overlap):
+            at = slice(top, top + h), slice(left, left + w)
+            p = model(x[(..., *at)]).float().softmax(1)
+            if not weight.any(): total = p.new_zeros(*p.shape[:2], *x.shape[-2:])
+            total[(..., *at)] += p * hill; weight[at] += hill
+    return total / weight
+
+
+# %% ../nbs/05_models.ipynb #1dd7591e
+def _views(model, x, hw, flip, scales, window, overlap):
+    "Probabilities at size `hw` from each scale, as it is and mirrored"
+    whole = lambda t: model(t).float() if window is None else _sliding(model, t, window, overlap).log()  # logits, up to a constant
+    up = lambda t: (F.interpolate(t, hw, mode='bilinear', align_corners=False) if t.shape[-2:] != hw else t).softmax(1)
+    for s in scales:
+        t = x if s == 1 else F.interpolate(x, scale_factor=s, mode='bilinear', align_corners=False)
+        yield up(whole(t))
+        if flip: yield up(whole(t.flip(-1)).flip(-1))
+
 @torch.no_grad()
 def predict_full(
-    learn, # `Learner` from `seg_learner`
+    learn, # `Learner` from `seg_learner` or `load_predictor`, or a list of them to average
     images, # list of PIL images of one size
     flip=True, # average with the prediction for the mirror image
     size=None, # working size, see `fit_size`; that of the learner's DataLoaders if not given
+    scales=(1.,), # average over these enlargements of the working size
+    window=None, # (h, w) of a sliding window, pixels at working size; the whole image at once if not given
+    overlap=.5, # share of a window that it has in common with the next, at least
 ): # (B, n, H, W) probabilities at the images' own size, float32 on the learner's device
-    "Class probabilities for whole images"
-    model, dev = learn.model.eval(), next(learn.model.parameters()).device
-    hw = images[0].height, images[0].width
-    h, w = fit_size(hw, learn.dls.size if size is None else size)
-    x = torch.stack([torch.from_numpy(np.array(im.resize((w, h), 2) if (h, w) != hw else im)) for im in images]).to(dev)
-    mean, std = (torch.tensor(s, device=dev)[:, None, None] for s in imagenet_stats)
-    x = (x.permute(0, 3, 1, 2) / 255 - mean) / std
-    full = lambda t: (F.interpolate(t, hw, mode='bilinear', align_corners=False) if (h, w) != hw else t).softmax(1)
-    return (full(model(x)) + full(model(x.flip(-1)).flip(-1))) / 2 if flip else full(model(x))
+    "Class probabilities for whole images; in half precision on a GPU"
+    hw, total, n = (images[0].height, images[0].width), 0, 0
+    for l in learn if isinstance(learn, (list, tuple)) else [learn]:
+        model, dev = l.model.eval(), next(l.model.parameters()).device
+        x = _normalised(images, fit_size(hw, l.dls.size if size is None else size), dev)
+        with torch.autocast('cuda', enabled=dev.type == 'cuda'):
+            for p in _views(model, x, hw, flip, scales, window, overlap): total, n = total + p, n + 1
+    return total / n
 
 # %% ../nbs/05_models.ipynb #6d8827b0
 def load_predictor(
