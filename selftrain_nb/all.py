@@ -7,6 +7,7 @@ from .centroids import *
 from .data import *
 from .models import *
 from .crops import *
+from .calibration import *
 from .pseudo import *
 from .selftrain import *
 from .report import *
