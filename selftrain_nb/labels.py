@@ -504,5 +504,6 @@ def load(cls:SegTable,
     "Read what `save` wrote"
     path = Path(path); d = json.loads(path.with_suffix('.json').read_text())
     df = pd.read_csv(path, dtype=str, keep_default_na=False)
-    for c in _PATHS: df[c] = [str(path.parent.resolve()/p) if p else '' for p in df[c]]
+    root = str(path.parent.resolve())
+    for c in _PATHS: df[c] = [os.path.join(root, p) if p else '' for p in df[c]]
     return cls(df, LabelSpace.from_dict(d['space']), {k: Remap.from_dict(r) for k, r in d['remaps'].items()})
