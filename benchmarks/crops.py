@@ -40,10 +40,11 @@ def epoch_seconds(learn, setting):
     return seconds
 
 
-def measure(learn, epochs, rounds=3, schedules=PRESETS):
-    "{schedule: (measured, predicted) seconds} of whole fits"
+def measure(learn, epochs, rounds=3, schedules=None):
+    "{name: (measured, predicted) seconds} of whole fits; `schedules` {name: as in `self_train`}, the presets if not given"
     costs = [CropCost(learn) for _ in range(rounds)]
-    plans = {k: CropSchedule(k).settings(epochs, learn.dls.train.n, learn.dls.train.bs, learn.dls.crop) for k in schedules}
+    as_schedule = lambda how: CropSchedule(**how) if isinstance(how, dict) else CropSchedule(how)
+    plans = {k: as_schedule(how).settings(epochs, learn.dls.train.n, learn.dls.train.bs, learn.dls.crop) for k, how in (schedules or {k: k for k in PRESETS}).items()}
     each = {s: [] for ss in plans.values() for s in ss}
     predicted = {s: [] for s in each}
     for cost in costs:

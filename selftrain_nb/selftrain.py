@@ -54,12 +54,18 @@ class Run:
         return load_predictor(self.path/row/'weights.safetensors')
 
 # %% ../nbs/08_selftrain.ipynb #0afc5e0c
+def _setting(c):
+    "The settings that tell runs apart, in a line; runs of earlier versions know fewer"
+    parts = [f'{c["encoder"]} {c["arch"]}{" pretrained" if c["pretrained"] else ""}', f'{c["crop"]} of {c["size"] or "full size"}', *(f'{k} {c[k]}' for k in ('ratio', 'min_conf', 'start'))]
+    if c.get('sampler') == 'centroid': parts.append(f'centroids {c["p"]}')
+    if c.get('schedule', 'constant') != 'constant': parts.append(f'crops {c["schedule"]}')
+    return ', '.join(parts)
+
 def _result(run, row, split, m):
     pct = lambda v: None if v is None else round(100 * v, 2)
     s, c = m['splits'][split], run.config
-    setting = f'{c["encoder"]} {c["arch"]}{" pretrained" if c["pretrained"] else ""}, {c["crop"]} of {c["size"] or "full size"}, ratio {c["ratio"]}, min_conf {c["min_conf"]}, start {c["start"]}' + f', centroids {c["p"]}' * (c['sampler'] == 'centroid') + f', crops {c["schedule"]}' * (c['schedule'] != 'constant')
     return dict(row=row, seed=c['seed'], split=split, miou=pct(s['miou']), acc=pct(s['acc']), steps=m['steps'], seconds=m['seconds'], device=m['device'],
-                n_real=m['n_real'], n_pseudo=m['n_pseudo'], setting=setting, **{f'iou_{k}': pct(v) for k, v in s['iou'].items()})
+                n_real=m['n_real'], n_pseudo=m['n_pseudo'], setting=_setting(c), **{f'iou_{k}': pct(v) for k, v in s['iou'].items()})
 
 @patch(as_prop=True)
 def results(self:Run):

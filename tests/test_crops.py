@@ -57,7 +57,7 @@ def test_presets_end_as_they_say(name):
     for epochs in (2, 5, 30):
         crops = [s.crop for s in CropSchedule(name).settings(epochs, 100, 8, (512, 512))]
         assert (crops[-1] == (512, 512)) == (name != 'fine2coarse')
-        assert len(set(crops)) == (1 if name == 'constant' else min(3, epochs))
+        assert len(set(crops)) == min(epochs, dict(constant=1, zoom2fine=2).get(name, 3))
 
 def test_plan_adds_up():
     df = CropSchedule('coarse2fine+').plan(10, n=100, bs=8, crop=(256, 512))
@@ -88,7 +88,7 @@ class Base(Callback):
 
 @pytest.mark.parametrize('kind', FITS)
 def test_sizes_batches_and_rates_are_the_plan(few, kind):
-    learn, cb, spy, base = learner(few), CropSchedule(TWO, cycle=2, rate='linear', warmup=1), Spy(), Base()
+    learn, cb, spy, base = learner(few), CropSchedule(TWO, cycle=2, rate='linear', warmup=1, max_growth=4), Spy(), Base()
     with learn.no_bar(): FITS[kind](learn, 4, [cb, spy, base])
     df, at = cb.plan(4, cost=None, n=16, bs=4, crop=(64, 96)), 0
     assert df.bs.tolist() == [16, 4, 16, 4]
@@ -132,7 +132,7 @@ def test_nothing_is_left_after_a_stop(few, error, where):
     assert {s[1:4] for s in spy.seen} == {(4, (64, 96), 1e-3)}
 
 def test_two_fits_in_a_row(few):
-    learn, cb, spy = learner(few), CropSchedule(TWO), Spy()
+    learn, cb, spy = learner(few), CropSchedule(TWO, max_growth=4), Spy()
     for epochs in (2, 4):
         with learn.no_bar(): learn.fit_one_cycle(epochs, cbs=[cb, spy])
         assert [[*g] for _, g in itertools.groupby(s[2] for s in spy.seen)] == [[(32, 32)] * (epochs // 2), [(64, 96)] * 4 * (epochs // 2)]
@@ -176,7 +176,7 @@ def test_mixed_precision(few):
     learn, spy = learner(few), Spy()
     with learn.no_bar(), warnings.catch_warnings():
         warnings.simplefilter('ignore')  # that there is no GPU
-        learn.fit_one_cycle(2, cbs=[CropSchedule(TWO), spy, MixedPrecision(amp_mode=AMPMode.BF16)])
+        learn.fit_one_cycle(2, cbs=[CropSchedule(TWO, max_growth=4), spy, MixedPrecision(amp_mode=AMPMode.BF16)])
     assert [s[2] for s in spy.seen] == [(32, 32)] + [(64, 96)] * 4
 
 def test_batches_of_one_are_left_out(few):
@@ -184,7 +184,7 @@ def test_batches_of_one_are_left_out(few):
     with learn.no_bar(): learn.fit(1, cbs=[CropSchedule([(1, 64)], max_growth=2), spy])  # batches of 3, and of 2 in the end
     assert [s[1] for s in spy.seen] == [3] * 5 + [2]
     learn = learner(few, n=17, bs=2)
-    with learn.no_bar(): learn.fit(1, cbs=[CropSchedule([(1, 32)]), spy])  # of 8, and one left
+    with learn.no_bar(): learn.fit(1, cbs=[CropSchedule([(1, 32)], max_growth=4), spy])  # of 8, and one left
     assert [s[1] for s in spy.seen] == [8, 8]
 
 
@@ -204,8 +204,8 @@ def test_killed_in_mid_cycle(tmp_path):
     assert_same(tmp_path/'out', tmp_path/'once')
     run = Run(tmp_path/'once')
     h = run.history('student')
-    assert h[['height', 'bs']].values.tolist() == [[32, 8], [64, 2], [64, 2], [64, 2]]
-    assert run.metrics('student')['steps'] == 1 + 3 * 4
+    assert h[['height', 'bs']].values.tolist() == [[32, 4], [64, 2], [64, 2], [64, 2]]
+    assert run.metrics('student')['steps'] == 2 + 3 * 4
     assert run.results.setting.str.endswith('crops coarse2fine+').all()
     with pytest.raises(ValueError, match='schedule'): self_train(run.table, run.path, **{**TINY, 'schedule': 'constant'})
 
