@@ -25,7 +25,7 @@ ROWS = 'teacher', 'student', 'control', 'all'
 def _plan(row, c):
     "What a row trains on: samples of an epoch, epochs, pseudo samples for each real one, the row it starts from"
     t, s = c['epochs']
-    again = 'teacher' if c['start'] == 'teacher' else None
+    again = 'teacher' if c['start'] == 'teacher' and not c.get('student') else None  # another network cannot start as its teacher
     return dict(teacher=SimpleNamespace(n=c['n'], epochs=t, ratio=0, start=None),
                 student=SimpleNamespace(n=max(1, round(c['n'] / (1 + c['ratio']))), epochs=s, ratio=c['ratio'], start=again),
                 control=SimpleNamespace(n=c['n'], epochs=s, ratio=0, start=again),
@@ -57,6 +57,8 @@ class Run:
 def _setting(c):
     "The settings that tell runs apart, in a line; runs of earlier versions know fewer"
     parts = [f'{c["encoder"]} {c["arch"]}{" pretrained" if c["pretrained"] else ""}', f'{c["crop"]} of {c["size"] or "full size"}', *(f'{k} {c[k]}' for k in ('ratio', 'min_conf', 'start'))]
+    if c.get('student'): parts.append(f'student {c["student"]}')
+    if c.get('round', 1) > 1: parts.append(f'round {c["round"]}')
     if c.get('sampler') == 'centroid': parts.append(f'centroids {c["p"]}')
     if c.get('schedule', 'constant') != 'constant': parts.append(f'crops {c["schedule"]}')
     return ', '.join(parts)
@@ -74,10 +76,14 @@ def results(self:Run):
     return pd.DataFrame([_result(self, r, split, m) for r, m in ms.items() for split in m['splits']])
 
 # %% ../nbs/08_selftrain.ipynb #0cffa8eb
-def _learner(c, table, plan, index):
+def _network(c, row):
+    "Encoder and decoder of a row"
+    return {k: c[k] for k in ('encoder', 'arch')} | ((c.get('student') or {}) if row in ('student', 'control') else {})
+
+def _learner(c, row, table, plan, index):
     sampling = dict(sampler=c['sampler'], p=c['p'], tile=c['tile'], index=index)
     dls = mixed_dls(table, ratio=plan.ratio, n=plan.n, crop=c['crop'] and tuple(c['crop']), size=_tuple(c['size']), bs=c['bs'], seed=c['seed'], num_workers=c['num_workers'], scale=tuple(c['scale']), **sampling)
-    return seg_learner(dls, c['encoder'], c['arch'], c['pretrained'], weight_power=c['weight_power'], lr=c['lr'])
+    return seg_learner(dls, **_network(c, row), pretrained=c['pretrained'], weight_power=c['weight_power'], lr=c['lr'])
 
 def _tuple(o): return tuple(o) if isinstance(o, list) else o
 
@@ -86,11 +92,11 @@ def _schedule(how): return CropSchedule(**how) if isinstance(how, dict) else Cro
 def _fit(run, row, table, bar):
     "Train a row and save its weights"
     c, out, plan = run.config, run.path/row, _plan(row, run.config)
-    learn = _learner(c, table, plan, [run.path/d/'centroids.npz' for d in (row, 'teacher', 'pseudo')])
+    learn = _learner(c, row, table, plan, [run.path/d/'centroids.npz' for d in (row, 'teacher', 'pseudo')])
     if plan.start: load_weights(learn.model, run.path/plan.start/'weights.safetensors')
     if not bar: learn.logger = noop
     with (nullcontext() if bar else learn.no_bar()): learn.fit_one_cycle(plan.epochs, cbs=[_schedule(c['schedule']), Checkpoint(out, row=row, table=table_hash(table))])
-    meta = dict(encoder=c['encoder'], arch=c['arch'], space=table.space.to_dict(), size=c['size'])
+    meta = dict(**_network(c, row), space=table.space.to_dict(), size=c['size'])
     save_weights(learn.model, out/'weights.safetensors', **meta)
 
 # %% ../nbs/08_selftrain.ipynb #ba971b03
@@ -169,25 +175,60 @@ def self_train(
     lr=3e-3, # peak of the one-cycle schedule
     weight_power=.5, # class weights in the loss, see `class_weights`
     rows=('teacher', 'student'), # what to train, of `ROWS`
+    student=None, # dict of `encoder` and `arch`, for a student (and control) that is another network than its teacher
+    rounds=1, # how often the student becomes the teacher of the next round
     seed=0, # of everything
     num_workers=0, # processes that read and crop
     progress=True, # show bars
-) -> Run:
-    "Teacher, pseudo labels, student, in a folder; resumes. ValueError for a table without labels, or a folder that holds another run"
+) -> Run: # of the first round; later rounds are in `round2`, … below it, see `Run.rounds`
+    "Teacher, pseudo labels, student, in a folder; resumes. Rounds end when the student is no better than its teacher on the validation images. ValueError for a table without labels, or a folder that holds another run"
     _check(table, rows, ratio)
     _schedule(schedule)  # a wrong name is to fail at once
     n = n or max(len(table.train.real), 25 * bs)
     config = dict(encoder=encoder, arch=arch, pretrained=pretrained, epochs=epochs, n=n, ratio=ratio, min_conf=min_conf, start=start, tta=tta, crop=crop, size=size, scale=scale, sampler=sampler, p=p, tile=tile, schedule=schedule,
-                  bs=bs, lr=lr, weight_power=weight_power, seed=seed, num_workers=num_workers, table=table_hash(table))
+                  bs=bs, lr=lr, weight_power=weight_power, student=student, seed=seed, num_workers=num_workers, table=table_hash(table))
     run = Run(out)
     if not (run.path/'config.json').exists(): seg_model(len(table.space), encoder, arch, pretrained)  # a wrong name is to fail before the folder is taken
     claim_folder(run.path, 'config.json', config)
     if not (run.path/'table.csv').exists(): table.save(run.path/'table.csv')
-    for row in [r for r in ROWS if r in rows or r == 'teacher']: _train_row(run, row, table, progress)
+    _train_rows(run, rows, table, progress)
+    last = run
+    for k in range(2, rounds + 1):
+        if not _gained(last): break
+        last = _next_round(run, last, k, rows, table, progress)
     return run
+
+def _train_rows(run, rows, table, bar):
+    for row in [r for r in ROWS if r in rows or r == 'teacher']: _train_row(run, row, table, bar)
 
 def _train_row(run, row, table, bar):
     "Train one row on what it may see"
     if row == 'student' and row not in run.done: table = table + _label(run, table, bar)
     if row == 'all': table = table.revealed
     _train(run, row, table, bar)
+
+# %% ../nbs/08_selftrain.ipynb #fed295ac
+@patch(as_prop=True)
+def rounds(self:Run):
+    "This run and those of later rounds, as far as they have begun"
+    return [self] + [Run(p) for k in range(2, 100) if (p := self.path/f'round{k}').exists()]
+
+def _gained(run):
+    "The student is better than its teacher on the validation images"
+    val = run.results.query('split == "val"').set_index('row').miou
+    return 'student' in val and val['student'] > val['teacher']
+
+def _next_round(first, last, k, rows, table, bar):
+    "Round `k`, whose teacher is the last student"
+    run, c = Run(first.path/f'round{k}'), last.config
+    claim_folder(run.path, 'config.json', {**c, **_network(c, 'student'), 'student': None, 'round': k})
+    if 'teacher' not in run.done: _hand_over(last, run)
+    _train_rows(run, [r for r in rows if r != 'all'], table, bar)
+    return run
+
+def _hand_over(last, run):
+    "The last student becomes a teacher"
+    student = last.path/'student'
+    last.table.save(run.path/'table.csv')
+    for name in ('weights.safetensors', 'history.csv', 'metrics.json'):  # the last one says that the teacher is there
+        with atomic_write(run.path/'teacher'/name) as tmp: tmp.write_bytes((student/name).read_bytes())
