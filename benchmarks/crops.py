@@ -2,7 +2,7 @@
 
     python benchmarks/crops.py [--data path/to/camvid] [--quick] [--json FILE]
 
-One epoch of each size is trained and validated, in turns, in some rounds; a schedule's time is the sum over its epochs, from the medians.
+One epoch of each size is trained and validated, in turns, in some rounds; a schedule's time is the sum over its epochs, from the best round of each size.
 So whatever else the machine does, it does to all schedules alike. The predictions are taken between the rounds.
 """
 import time
@@ -40,30 +40,31 @@ def epoch_seconds(learn, setting):
     return seconds
 
 
-def measure(learn, epochs, rounds=3, schedules=None):
-    "{name: (measured, predicted) seconds} of whole fits; `schedules` {name: as in `self_train`}, the presets if not given"
-    costs = [CropCost(learn) for _ in range(rounds)]
+def measure(learn, epochs=(25,), rounds=5, schedules=None):
+    "[{name: (measured, predicted) seconds of a fit} for each number of epochs]; `schedules` {name: as in `self_train`}, the presets if not given"
     as_schedule = lambda how: CropSchedule(**how) if isinstance(how, dict) else CropSchedule(how)
-    plans = {k: as_schedule(how).settings(epochs, learn.dls.train.n, learn.dls.train.bs, learn.dls.crop) for k, how in (schedules or {k: k for k in PRESETS}).items()}
-    each = {s: [] for ss in plans.values() for s in ss}
-    predicted = {s: [] for s in each}
-    for cost in costs:
-        for s in each: each[s].append(epoch_seconds(learn, s)); predicted[s].append(cost.epoch(s, learn.dls.train.n))
-    total = lambda of, ss: sum(float(np.median(of[s])) for s in ss)
-    return {k: (total(each, ss), total(predicted, ss)) for k, ss in plans.items()}
+    dl, named = learn.dls.train, schedules or {k: k for k in PRESETS}
+    plans = [{k: as_schedule(how).settings(e, dl.n, dl.bs, learn.dls.crop) for k, how in named.items()} for e in epochs]
+    different = {s for plan in plans for ss in plan.values() for s in ss}
+    real, predicted = {s: np.inf for s in different}, {s: np.inf for s in different}
+    for cost in [CropCost(learn) for _ in range(rounds)]:
+        for s in different: 
+            real[s] = min(real[s], epoch_seconds(learn, s))
+            predicted[s] = min(predicted[s], cost.epoch(s, dl.n))
+    return [{k: (sum(real[s] for s in ss), sum(predicted[s] for s in ss)) for k, ss in plan.items()} for plan in plans]
 
 
 @call_parse
 def main(
     data:str='scenes', # 'scenes', or the folder of CamVid
     epochs:int=25, # Of the fits
-    rounds:int=3, # In which the sizes take turns
+    rounds:int=5, # In which the sizes take turns; the best one counts
     quick:store_true=False, # Within a minute: short epochs, one round
     json:str='', # File for the figures
 ):
     torch.set_num_threads(1)
     name = 'scenes' if data == 'scenes' else 'camvid'
-    found = measure(learner(data, name, 48 if quick else None), epochs, 1 if quick else rounds)
+    found, = measure(learner(data, name, 48 if quick else None), [epochs], 1 if quick else rounds)
     results = {f'{name} {k}, seconds for {epochs} epochs': (m, found['constant'][0]) for k, (m, _) in found.items()}
     results.update({f'{name} {k}, predicted (baseline: measured)': (p, m) for k, (m, p) in found.items()})
     show(results, json)

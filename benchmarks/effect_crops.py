@@ -26,8 +26,7 @@ def times(data, name, out, epochs=(25, 15)):
     file = out/f'{name} times.json'
     known = json.loads(file.read_text()) if file.exists() else {}
     if set(PRESETS) - set(known):
-        learn = learner(data, name)
-        found = [measure(learn, e) for e in epochs]
+        found = measure(learner(data, name), epochs)
         known = {k: [f[k][0] / f['constant'][0] for f in found] for k in PRESETS}
         with atomic_write(file) as tmp: tmp.write_text(json.dumps(known))
     return known

@@ -37,7 +37,7 @@ def times(out):
     file = out/'times.json'
     known = json.loads(file.read_text()) if file.exists() else {}
     if set(CANDIDATES) - set(known):
-        found = measure(learner('scenes', 'scenes'), 25, schedules={**CANDIDATES, 'constant': 'constant'})
+        found, = measure(learner('scenes', 'scenes'), schedules={**CANDIDATES, 'constant': 'constant'})
         known = {k: round(v[0] / found['constant'][0], 3) for k, v in found.items()}
         with atomic_write(file) as tmp: tmp.write_text(json.dumps(known))
     return known
