@@ -557,6 +557,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'selftrain_nb.selftrain._label': ('selftrain.html#_label', 'selftrain_nb/selftrain.py'),
                                         'selftrain_nb.selftrain._learner': ('selftrain.html#_learner', 'selftrain_nb/selftrain.py'),
                                         'selftrain_nb.selftrain._measure': ('selftrain.html#_measure', 'selftrain_nb/selftrain.py'),
+                                        'selftrain_nb.selftrain._more_rounds': ('selftrain.html#_more_rounds', 'selftrain_nb/selftrain.py'),
                                         'selftrain_nb.selftrain._network': ('selftrain.html#_network', 'selftrain_nb/selftrain.py'),
                                         'selftrain_nb.selftrain._next_round': ('selftrain.html#_next_round', 'selftrain_nb/selftrain.py'),
                                         'selftrain_nb.selftrain._plan': ('selftrain.html#_plan', 'selftrain_nb/selftrain.py'),

@@ -75,7 +75,7 @@ def _check_rules(batch, max_growth, rate, warmup, zoom):
     if batch not in ('pixels', 'constant') or rate not in RATES: raise ValueError(f"batch={batch!r}, rate={rate!r}: batch is 'pixels' or 'constant'; rate one of {', '.join(RATES)}")
     if max_growth < 1 or warmup < 0 or zoom < 0: raise ValueError(f'max_growth={max_growth}, warmup={warmup}, zoom={zoom}: must be at least 1, 0 and 0')
 
-# %% ../nbs/06_crops.ipynb #93a48c42
+# %% ../nbs/06_crops.ipynb #42fdcd41
 RULES = dict(cycle=None, final=0., batch='pixels', max_growth=2., rate='sqrt', warmup=0, zoom=1.)  # where neither a preset nor the caller says otherwise
 
 class CropSchedule(Callback):
@@ -100,20 +100,22 @@ class CropSchedule(Callback):
         _check_phases(**self.when); _check_rules(*(how[k] for k in ('batch', 'max_growth', 'rate', 'warmup', 'zoom')))
         self.multiple, self.resume_meta = multiple, dict(crops=[how, multiple])
 
-    def settings(self, 
-        epochs, # of the fit
-        n, # samples in an epoch
-        bs, # samples in a batch of full crops
-        crop, # (h, w) of a full crop
-        multiple=32, # see `fit_crop`
-    ): # list of `Setting`, one an epoch
-        "What each epoch will be like; ValueError for a batch or an epoch of nothing"
-        if min(epochs, n, bs, *crop) < 1: raise ValueError(f'epochs={epochs}, n={n}, bs={bs}, crop={crop}: must be 1 or more')
-        crops = [fit_crop(s, crop, self.multiple or multiple) for s in _pick(epochs, **self.when)]
-        batches = [_batch(c, crop, bs, n, self.how['batch'], self.how['max_growth']) for c in crops]
-        return [Setting(c, b, (b / bs) ** RATES[self.how['rate']]) for c, b in zip(crops, batches)]
+# %% ../nbs/06_crops.ipynb #07d7ada5
+@patch
+def settings(self:CropSchedule, 
+    epochs, # of the fit
+    n, # samples in an epoch
+    bs, # samples in a batch of full crops
+    crop, # (h, w) of a full crop
+    multiple=32, # see `fit_crop`
+): # list of `Setting`, one an epoch
+    "What each epoch will be like; ValueError for a batch or an epoch of nothing"
+    if min(epochs, n, bs, *crop) < 1: raise ValueError(f'epochs={epochs}, n={n}, bs={bs}, crop={crop}: must be 1 or more')
+    crops = [fit_crop(s, crop, self.multiple or multiple) for s in _pick(epochs, **self.when)]
+    batches = [_batch(c, crop, bs, n, self.how['batch'], self.how['max_growth']) for c in crops]
+    return [Setting(c, b, (b / bs) ** RATES[self.how['rate']]) for c, b in zip(crops, batches)]
 
-# %% ../nbs/06_crops.ipynb #bb64a50a
+# %% ../nbs/06_crops.ipynb #8f450007
 LOGGED = 'height', 'width', 'bs', 'lr'  # columns in the table of a fit
 
 @patch
@@ -138,6 +140,7 @@ def _check_images(self:CropSchedule, full):
     for c in large:
         if c[0] > max(hs) or c[1] > max(ws): raise ValueError(f'crop {c[0]}x{c[1]} is larger than every image (the largest of the first {len(hs)}: {max(hs)}x{max(ws)}); choose a smaller crop, or a larger `size` in mixed_dls')
 
+# %% ../nbs/06_crops.ipynb #ae5914ac
 @patch
 def before_train(self:CropSchedule):
     "This epoch's loop runs over crops and batches of its own size"

@@ -154,6 +154,16 @@ def _check(table, rows, ratio):
     if 'student' in rows and not len(table.train.unlabelled): raise ValueError(f'no unlabelled image in {table}: add some, `table + seg_folder(...)`, or hide labels with `keep_labels`')
     if 'all' in rows and len(table.revealed.real) == len(table.real): raise ValueError('row `all` needs hidden labels (see `SegTable.keep_labels`); there are none')
 
+# %% ../nbs/08_selftrain.ipynb #6929a274
+def _train_rows(run, rows, table, bar):
+    for row in [r for r in ROWS if r in rows or r == 'teacher']: _train_row(run, row, table, bar)
+
+def _train_row(run, row, table, bar):
+    "Train one row on what it may see"
+    if row == 'student' and row not in run.done: table = table + _label(run, table, bar)
+    if row == 'all': table = table.revealed
+    _train(run, row, table, bar)
+
 # %% ../nbs/08_selftrain.ipynb #44c36d00
 def self_train(
     table, # `SegTable` with labelled and unlabelled training images
@@ -192,20 +202,8 @@ def self_train(
     claim_folder(run.path, 'config.json', config)
     if not (run.path/'table.csv').exists(): table.save(run.path/'table.csv')
     _train_rows(run, rows, table, progress)
-    last = run
-    for k in range(2, rounds + 1):
-        if not _gained(last): break
-        last = _next_round(run, last, k, rows, table, progress)
+    _more_rounds(run, rounds, rows, table, progress)
     return run
-
-def _train_rows(run, rows, table, bar):
-    for row in [r for r in ROWS if r in rows or r == 'teacher']: _train_row(run, row, table, bar)
-
-def _train_row(run, row, table, bar):
-    "Train one row on what it may see"
-    if row == 'student' and row not in run.done: table = table + _label(run, table, bar)
-    if row == 'all': table = table.revealed
-    _train(run, row, table, bar)
 
 # %% ../nbs/08_selftrain.ipynb #fed295ac
 @patch(as_prop=True)
@@ -225,6 +223,13 @@ def _next_round(first, last, k, rows, table, bar):
     if 'teacher' not in run.done: _hand_over(last, run)
     _train_rows(run, [r for r in rows if r != 'all'], table, bar)
     return run
+
+def _more_rounds(run, rounds, rows, table, bar):
+    "Rounds 2 to `rounds`, as long as each gains"
+    last = run
+    for k in range(2, rounds + 1):
+        if not _gained(last): break
+        last = _next_round(run, last, k, rows, table, bar)
 
 def _hand_over(last, run):
     "The last student becomes a teacher"
