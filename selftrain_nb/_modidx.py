@@ -572,8 +572,11 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'selftrain_nb.selftrain.self_train': ('selftrain.html#self_train', 'selftrain_nb/selftrain.py'),
                                         'selftrain_nb.selftrain.table_hash': ('selftrain.html#table_hash', 'selftrain_nb/selftrain.py')},
             'selftrain_nb.widgets': { 'selftrain_nb.widgets._explorer': ('widgets.html#_explorer', 'selftrain_nb/widgets.py'),
+                                      'selftrain_nb.widgets._truth': ('widgets.html#_truth', 'selftrain_nb/widgets.py'),
                                       'selftrain_nb.widgets.draw_centroids': ('widgets.html#draw_centroids', 'selftrain_nb/widgets.py'),
                                       'selftrain_nb.widgets.draw_epoch': ('widgets.html#draw_epoch', 'selftrain_nb/widgets.py'),
+                                      'selftrain_nb.widgets.draw_pseudo': ('widgets.html#draw_pseudo', 'selftrain_nb/widgets.py'),
                                       'selftrain_nb.widgets.explore_centroids': ( 'widgets.html#explore_centroids',
                                                                                   'selftrain_nb/widgets.py'),
-                                      'selftrain_nb.widgets.explore_crops': ('widgets.html#explore_crops', 'selftrain_nb/widgets.py')}}}
+                                      'selftrain_nb.widgets.explore_crops': ('widgets.html#explore_crops', 'selftrain_nb/widgets.py'),
+                                      'selftrain_nb.widgets.explore_pseudo': ('widgets.html#explore_pseudo', 'selftrain_nb/widgets.py')}}}
