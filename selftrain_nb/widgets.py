@@ -57,7 +57,7 @@ def _explorer(
     box = widgets.VBox([widgets.HBox([*controls.values()], layout=widgets.Layout(flex_flow='row wrap')), picture])
     def redraw(*_):
         fig, file = draw(box, **{k: w.value for k, w in controls.items()}), BytesIO()
-        fig.savefig(file, dpi=90); plt.close(fig)
+        fig.savefig(file, dpi=65); plt.close(fig)
         picture.value = file.getvalue()
     for w in controls.values(): w.observe(redraw, 'value')
     box.controls = controls
@@ -130,7 +130,7 @@ def draw_pseudo(
     kept, label, im = t.mask(i), table.mask(i), table.image(i)
     with Image.open(table.df.conf[i]) as c: conf = np.asarray(c) / 255
     truth = _truth(table, i)
-    fig, axs = plt.subplots(1, 4, figsize=(13, 2.2), layout='constrained')
+    fig, axs = plt.subplots(1, 4, figsize=(11, 1.9), layout='constrained')
     share = (kept != VOID).mean()
     for ax, m, title in zip(axs[::2], (None, kept), (store.name(i), f'pseudo label, {share:.0%} kept')): show_image_mask(im, m, store.space, ax, .8, title)
     axs[1].imshow(conf, vmin=0, vmax=1); axs[1].set_title(f'confidence, mean {conf.mean():.2f}', fontsize=8); axs[1].axis('off')
