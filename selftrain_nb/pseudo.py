@@ -233,7 +233,7 @@ def pseudo_label(
     with _indexing(labels, names, dest, centroids and bool(todo), tile=tile, size=teachers[0].dls.size) as note:
         job = _Job(teachers, table, names, dest, tta == 'flip', temperature, views, strict, done, note, shard)
         job.run(progress_bar(todo) if progress and todo else todo)
-    return _finish(labels, names, dest, job, centroids, tile, teachers[0].dls.size)
+    return _finish(labels, names, dest, job, centroids, tile, teachers[0].dls.size, progress)
 
 # %% ../nbs/07_pseudo.ipynb #289c3189
 def _pseudo_rows(table, names, dest, min_conf):
@@ -247,7 +247,7 @@ def _stale(dest, names):
         with np.load(dest/'stats.npz') as z: return z['names'].tobytes() != ''.join(names).encode()
     except (OSError, ValueError, KeyError): return True
 
-def _finish(labels, names, dest, job, centroids, tile, size):
+def _finish(labels, names, dest, job, centroids, tile, size, progress):
     "When all images are done: one manifest, statistics, the table, the index of centroids. The rows that have a label by now"
     done = read_manifest(dest)
     bad = [f'{n}: {done[n]["error"]}' for n in names if 'error' in done.get(n, ())]
@@ -257,7 +257,7 @@ def _finish(labels, names, dest, job, centroids, tile, size):
     _settle(dest, names)
     keep = [n for n in names if not _open(done, n)]
     if job.written or _stale(dest, keep): _summarise(labels, keep, dest, done, job)
-    if centroids and len(labels) and (job.written or not (dest/'centroids.npz').exists()): CentroidIndex.build(labels, tile, dest/'centroids.npz', size, warn=False)
+    if centroids and len(labels) and (job.written or not (dest/'centroids.npz').exists()): CentroidIndex.build(labels, tile, dest/'centroids.npz', size, progress=None if progress else False, warn=False)
     return labels
 
 # %% ../nbs/07_pseudo.ipynb #2720a674
