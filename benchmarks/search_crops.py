@@ -18,6 +18,7 @@ from selftrain_nb.cli import open_data
 SMALL, WIDE = [64, 64], [64, 96]  # a third, and half, of the pixels of a full crop of 96x128
 how = lambda share, size=SMALL, **kw: dict(dict(phases=[[share, size], [round(1 - share, 2), 1.]], batch='constant', max_growth=4., rate='sqrt', warmup=0, zoom=0.), **kw)
 px = dict(batch='pixels')
+turn = lambda sizes, **kw: dict(dict(phases=[[1/len(sizes), s] for s in sizes], cycle=len(sizes), final=.1, batch='pixels', max_growth=2., rate='sqrt', warmup=0, zoom=1.), **kw)
 CANDIDATES = {
     'small 80 %': how(.8),
     'small 80 %, pixels': how(.8, **px),
@@ -28,17 +29,19 @@ CANDIDATES = {
     'small 85 %, zoom, pixels up to 2, rate none': how(.85, zoom=1., max_growth=2., rate='none', **px),
     'small 85 %, zoom, pixels up to 2, rate linear': how(.85, zoom=1., max_growth=2., rate='linear', **px),
     'small 85 %, zoom, pixels up to 2, warm-up 10': how(.85, zoom=1., max_growth=2., warmup=10, **px),
-    'wide 80 %, zoom, pixels up to 2': how(.8, WIDE, zoom=1., max_growth=2., **px),
+    'sixth, third, full in turn': turn([[32, 64], SMALL, 1.]),
+    'third, third, third, full in turn': turn([SMALL, SMALL, SMALL, 1.]),
+    'third, half, full in turn, rate linear': turn([SMALL, WIDE, 1.], rate='linear'),  # coarse2fine+, but for the rate
 }
 
 
 def times(out):
-    "{candidate: (measured, of constant crops) seconds of the fit}, measured once"
+    "{candidate: time of its fit in shares of constant crops}, measured once"
     file = out/'times.json'
     known = json.loads(file.read_text()) if file.exists() else {}
-    if set(CANDIDATES) - set(known):
-        found, = measure(learner('scenes', 'scenes'), schedules={**CANDIDATES, 'constant': 'constant'})
-        known = {k: round(v[0] / found['constant'][0], 3) for k, v in found.items()}
+    if missing := {k: v for k, v in CANDIDATES.items() if k not in known}:
+        found, = measure(learner('scenes', 'scenes'), rounds=3, schedules={**missing, 'constant': 'constant'})
+        known.update({k: round(v[0] / found['constant'][0], 3) for k, v in found.items()})
         with atomic_write(file) as tmp: tmp.write_text(json.dumps(known))
     return known
 
