@@ -1,7 +1,7 @@
 """What each crop schedule does to a teacher and its student: results/scenes_crops.csv, results/camvid_crops.csv
 
     python benchmarks/effect_crops.py scenes results/scenes_crops.csv --known results/scenes_selftrain.csv
-    python benchmarks/effect_crops.py path/to/camvid results/camvid_crops.csv --known results/camvid_quarter.csv --schedules small2fine
+    python benchmarks/effect_crops.py path/to/camvid results/camvid_crops.csv --known results/camvid_quarter.csv --schedules coarse2fine+
 
 `--known` takes the rows of `constant` from a table that `selftrain-run` has made with the same settings; without it, name `constant` among the schedules.
 Column `time` is what the schedule's fit takes in shares of a fit with constant crops, measured as in benchmarks/crops.py before the first run.
@@ -21,13 +21,17 @@ from selftrain_nb.all import *
 from selftrain_nb.cli import open_data
 
 
+SCHEDULES = {**{k: k for k in PRESETS},
+             'zoom2fine': dict(phases=[[1, .6]], final=.2, batch='constant')}  # the first choice of search_crops.py
+
+
 def times(data, name, out, epochs=(25, 15)):
     "{schedule: share of the time of constant crops} for teacher and student, measured once"
     file = out/f'{name} times.json'
     known = json.loads(file.read_text()) if file.exists() else {}
-    if set(PRESETS) - set(known):
-        found = measure(learner(data, name), epochs)
-        known = {k: [f[k][0] / f['constant'][0] for f in found] for k in PRESETS}
+    if set(SCHEDULES) - set(known):
+        found = measure(learner(data, name), epochs, schedules=SCHEDULES)
+        known = {k: [round(f[k][0] / f['constant'][0], 3) for f in found] for k in SCHEDULES}
         with atomic_write(file) as tmp: tmp.write_text(json.dumps(known))
     return known
 
@@ -58,7 +62,7 @@ def collect(name, out, csv, known, time):
     df.insert(0, 'data', name)
     for k, c in enumerate(('schedule', 'budget', 'epochs', 'time')): df.insert(3 + k, c, df.pop(c))
     df['command'] = df.pop('command')
-    order = dict(schedule=[*PRESETS], budget=['epochs', 'half'], row=['teacher', 'student'], split=['val', 'test'])
+    order = dict(schedule=[*SCHEDULES], budget=['epochs', 'half'], row=['teacher', 'student'], split=['val', 'test'])
     for k, v in order.items(): df[k] = pd.Categorical(df[k], v)
     with atomic_write(csv) as tmp: df.sort_values(['budget', 'schedule', 'seed', 'row', 'split']).to_csv(tmp, index=False)
 
@@ -81,6 +85,6 @@ def main(
         for seed in map(int, seeds.split(',')):
             few = open_data(data).keep_labels(s['keep'], seed=seed)
             fit = {**s['fit'], 'epochs': budgeted(schedule, s['fit']['epochs'], budget, time)}
-            self_train(few, out/f'{name} {schedule} {budget} seed{seed}', schedule=schedule, seed=seed, progress=False, **fit)
+            self_train(few, out/f'{name} {schedule} {budget} seed{seed}', schedule=SCHEDULES[schedule], seed=seed, progress=False, **fit)
             collect(name, out, Path(csv), known, time)
             print(f'{name} {schedule} {budget} seed={seed}', flush=True)

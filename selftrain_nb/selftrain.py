@@ -141,6 +141,39 @@ def _label(run, table, bar):
     with _stage(run, 'pseudo'):
         return pseudo_label(teacher, table.train.unlabelled, run.path/'pseudo', tta=c['tta'], min_conf=c['min_conf'], centroids=c['sampler'] == 'centroid', tile=c['tile'], bs=c['bs'], progress=bar)
 
+# %% ../nbs/08_selftrain.ipynb #fed295ac
+@patch(as_prop=True)
+def rounds(self:Run):
+    "This run and those of later rounds, as far as they have begun"
+    return [self] + [Run(p) for k in range(2, 100) if (p := self.path/f'round{k}').exists()]
+
+def _gained(run):
+    "The student is better than its teacher on the validation images"
+    val = run.results.query('split == "val"').set_index('row').miou
+    return 'student' in val and val['student'] > val['teacher']
+
+def _next_round(first, last, k, rows, table, bar):
+    "Round `k`, whose teacher is the last student"
+    run, c = Run(first.path/f'round{k}'), last.config
+    claim_folder(run.path, 'config.json', {**c, **_network(c, 'student'), 'student': None, 'round': k})
+    if 'teacher' not in run.done: _hand_over(last, run)
+    _train_rows(run, [r for r in rows if r != 'all'], table, bar)
+    return run
+
+def _more_rounds(run, rounds, rows, table, bar):
+    "Rounds 2 to `rounds`, as long as each gains"
+    last = run
+    for k in range(2, rounds + 1):
+        if not _gained(last): break
+        last = _next_round(run, last, k, rows, table, bar)
+
+def _hand_over(last, run):
+    "The last student becomes a teacher"
+    student = last.path/'student'
+    last.table.save(run.path/'table.csv')
+    for name in ('weights.safetensors', 'history.csv', 'metrics.json'):  # the last one says that the teacher is there
+        with atomic_write(run.path/'teacher'/name) as tmp: tmp.write_bytes((student/name).read_bytes())
+
 # %% ../nbs/08_selftrain.ipynb #e2ce53a0
 def table_hash(table):
     "A short name for the rows of a table and how they are read"
@@ -204,36 +237,3 @@ def self_train(
     _train_rows(run, rows, table, progress)
     _more_rounds(run, rounds, rows, table, progress)
     return run
-
-# %% ../nbs/08_selftrain.ipynb #fed295ac
-@patch(as_prop=True)
-def rounds(self:Run):
-    "This run and those of later rounds, as far as they have begun"
-    return [self] + [Run(p) for k in range(2, 100) if (p := self.path/f'round{k}').exists()]
-
-def _gained(run):
-    "The student is better than its teacher on the validation images"
-    val = run.results.query('split == "val"').set_index('row').miou
-    return 'student' in val and val['student'] > val['teacher']
-
-def _next_round(first, last, k, rows, table, bar):
-    "Round `k`, whose teacher is the last student"
-    run, c = Run(first.path/f'round{k}'), last.config
-    claim_folder(run.path, 'config.json', {**c, **_network(c, 'student'), 'student': None, 'round': k})
-    if 'teacher' not in run.done: _hand_over(last, run)
-    _train_rows(run, [r for r in rows if r != 'all'], table, bar)
-    return run
-
-def _more_rounds(run, rounds, rows, table, bar):
-    "Rounds 2 to `rounds`, as long as each gains"
-    last = run
-    for k in range(2, rounds + 1):
-        if not _gained(last): break
-        last = _next_round(run, last, k, rows, table, bar)
-
-def _hand_over(last, run):
-    "The last student becomes a teacher"
-    student = last.path/'student'
-    last.table.save(run.path/'table.csv')
-    for name in ('weights.safetensors', 'history.csv', 'metrics.json'):  # the last one says that the teacher is there
-        with atomic_write(run.path/'teacher'/name) as tmp: tmp.write_bytes((student/name).read_bytes())

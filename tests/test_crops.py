@@ -57,7 +57,7 @@ def test_presets_end_as_they_say(name):
     for epochs in (2, 5, 30):
         crops = [s.crop for s in CropSchedule(name).settings(epochs, 100, 8, (512, 512))]
         assert (crops[-1] == (512, 512)) == (name != 'fine2coarse')
-        assert len(set(crops)) == min(epochs, dict(constant=1, zoom2fine=2).get(name, 3))
+        assert len(set(crops)) == (1 if name == 'constant' else min(3, epochs))
 
 def test_plan_adds_up():
     df = CropSchedule('coarse2fine+').plan(10, n=100, bs=8, crop=(256, 512))
