@@ -275,7 +275,7 @@ def test_killed_and_built_by_several_processes(table, tmp_path):
     t.save(tmp_path/'t.csv')
     rng = np.random.default_rng(0)
     seconds = children.run(build_slowly, tmp_path/'t.csv', tmp_path/'whole.npz')
-    hits = sum(children.kill(rng.uniform(.2, .8) * seconds, build_slowly, tmp_path/'t.csv', tmp_path/'i.npz') for _ in range(4))
+    hits = sum(children.kill(rng.uniform(.05, .2) * seconds, build_slowly, tmp_path/'t.csv', tmp_path/'i.npz') for _ in range(4))
     assert hits >= 2
     jobs = [children._start(build_slowly, (tmp_path/'t.csv', tmp_path/'i.npz')) for _ in range(3)]
     assert [children._last(conn) for _, conn in jobs] == [None] * 3
