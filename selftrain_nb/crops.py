@@ -17,7 +17,7 @@ from .models import *
 from fastcore.basics import patch
 from fastai.vision.all import Callback, L
 
-# %% ../nbs/06_crops.ipynb #7ad34eb0
+# %% ../nbs/06_crops.ipynb #109cb009
 _GROW = [(1/3, .5), (1/3, .75), (1/3, 1.)]
 
 PRESETS = dict(  # our reading of the paper's names
@@ -25,7 +25,6 @@ PRESETS = dict(  # our reading of the paper's names
     coarse2fine=dict(phases=_GROW),
     fine2coarse=dict(phases=_GROW[::-1]))
 for _name in ('coarse2fine', 'fine2coarse'): PRESETS[f'{_name}+'] = dict(PRESETS[_name], cycle=3, final=.1)
-PRESETS['zoom2fine'] = dict(phases=[(1, .6)], final=.2, batch='constant')  # ours: what a search on scenes found
 
 def _pick(epochs, phases, cycle=None, final=0., **_):
     "The size of each epoch's crops"
