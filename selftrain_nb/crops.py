@@ -289,7 +289,7 @@ def plan(self:CropSchedule,
     if None in (n, bs, crop): raise ValueError('give n, bs and crop, or a learner as `cost`')
     crop = _sides(crop)
     ss = self.settings(epochs, n, bs, crop, cost.multiple if cost else 32)
-    df = pd.DataFrame([dict(epoch=i, height=s.crop[0], width=s.crop[1], bs=s.bs, steps=-(-n // s.bs), rate=s.rate, megapixels=n * _area(s.crop) / 1e6) for i, s in enumerate(ss)])
+    df = pd.DataFrame([dict(epoch=i, height=s.crop[0], width=s.crop[1], bs=s.bs, steps=-(-n // s.bs) - (s.bs < n and n % s.bs == 1), rate=s.rate, megapixels=n * _area(s.crop) / 1e6) for i, s in enumerate(ss)])
     if cost: df['seconds'], df['memory'] = [cost.epoch(s, n) for s in ss], [cost.memory(s.crop, s.bs) / 2**20 for s in ss]
     whole = cost.epoch(Setting(crop, bs, 1.), n) if cost else n * _area(crop) / 1e6
     df['speedup'] = whole * np.arange(1, epochs + 1) / df['seconds' if cost else 'megapixels'].cumsum()
