@@ -8,15 +8,12 @@ So whatever else the machine does, it does to all schedules alike. The predictio
 import time
 
 import numpy as np, torch
+from fastai.vision.all import Callback
 from fastcore.script import call_parse, store_true
 
-from common import show
+from common import SETTINGS, show
 from selftrain_nb.all import *
 from selftrain_nb.cli import open_data
-
-SETTINGS = dict(  # those of results/scenes_selftrain.csv and results/camvid_quarter.csv
-    scenes=dict(keep=32, fit=dict(crop=(96, 128), scale=(.75, 2.), n=480, epochs=(25, 15))),
-    camvid=dict(keep=.25, fit=dict(crop=(128, 176), size=240, n=480, epochs=(25, 15))))
 
 
 def learner(data, name, n=None, seed=0):
@@ -28,16 +25,18 @@ def learner(data, name, n=None, seed=0):
     return learn
 
 
+class At(Callback):
+    "Every epoch at one size"
+    order = CropSchedule.order
+    def __init__(self, setting): self.setting = setting
+    def before_train(self): self.learn.dl = self.dls.train.resized(self.setting.crop, self.setting.bs)
+
+
 def epoch_seconds(learn, setting):
     "Seconds of one epoch, validation included"
-    dls = learn.dls
-    small = dls.train.resized(setting.crop, setting.bs)
-    learn.dls = type(dls)(small, dls.valid); learn.dls.space, learn.dls.size, learn.dls.crop = dls.space, dls.size, dls.crop
     begin = time.perf_counter()
-    with learn.no_bar(): learn.fit(1)
-    seconds = time.perf_counter() - begin
-    learn.dls = dls
-    return seconds
+    with learn.no_bar(): learn.fit(1, cbs=At(setting))
+    return time.perf_counter() - begin
 
 
 def measure(learn, epochs=(25,), rounds=5, schedules=None):

@@ -13,12 +13,9 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from fastcore.script import call_parse
 
+from common import SETTINGS
 from selftrain_nb.all import *
 from selftrain_nb.cli import open_data
-
-SETTINGS = dict(  # those of results/scenes_selftrain.csv and results/camvid_quarter.csv
-    scenes=dict(keep=32, fit=dict(crop=(96, 128), scale=(.75, 2.), n=480, epochs=(25, 15))),
-    camvid=dict(keep=.25, fit=dict(crop=(128, 176), size=240, n=480, epochs=(25, 15))))
 
 
 def exposure(run, row):

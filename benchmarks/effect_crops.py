@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np, pandas as pd, torch
 from fastcore.script import call_parse
 
-from crops import SETTINGS, learner, measure
+from common import SETTINGS
+from crops import learner, measure
 from selftrain_nb.all import *
 from selftrain_nb.cli import open_data
 

@@ -26,7 +26,7 @@ PRESETS = dict(  # our reading of the paper's names
     fine2coarse=dict(phases=_GROW[::-1]))
 for _name in ('coarse2fine', 'fine2coarse'): PRESETS[f'{_name}+'] = dict(PRESETS[_name], cycle=3, final=.1)
 
-def _pick(epochs, phases, cycle=None, final=0., **_):
+def _pick(epochs, phases, cycle=None, final=0.):
     "The size of each epoch's crops"
     last = max(1, round(final * epochs)) if final else 0
     body = epochs - last
@@ -122,20 +122,19 @@ def before_fit(self:CropSchedule):
     "Settle all epochs, and announce their columns; ValueError for crops that are larger than every image"
     dl = self.dls.train
     if not isinstance(dl, SegDL): raise ValueError(f'CropSchedule changes the crops of DataLoaders from mixed_dls; a {type(dl).__name__} has none')
-    self.full = full = tuple(dl.resized(crop=None, bs=dl.bs).aug.keywords['crop'])
-    self.plan_ = self.settings(self.n_epoch, dl.n, dl.bs, full, getattr(self.model, 'multiple', 32))
-    self._check_images(full)
+    self.chosen = self.settings(self.n_epoch, dl.n, dl.bs, dl.crop, getattr(self.model, 'multiple', 32))
+    self._check_images()
     k = len(self.recorder.metric_names) - self.recorder.add_time
     self.recorder.metric_names = L([*self.recorder.metric_names[:k], *LOGGED, *self.recorder.metric_names[k:]])
     self.held = None
 
 @patch
-def _check_images(self:CropSchedule, full):
+def _check_images(self:CropSchedule):
     "Crops in pixels have to fit in some image"
-    large = [c for c in {s.crop for s in self.plan_} if c[0] > full[0] or c[1] > full[1]]
+    dl = self.dls.train
+    large = [c for c in {s.crop for s in self.chosen} if c[0] > dl.crop[0] or c[1] > dl.crop[1]]
     if not large: return
-    t, size = self.dls.train.table, self.dls.size
-    hs, ws = zip(*[fit_size(image_size(p), size) for p in t.df.image[:200]])
+    hs, ws = zip(*[fit_size(image_size(p), self.dls.size) for p in dl.table.df.image[:200]])
     for c in large:
         if c[0] > max(hs) or c[1] > max(ws): raise ValueError(f'crop {c[0]}x{c[1]} is larger than every image (the largest of the first {len(hs)}: {max(hs)}x{max(ws)}); choose a smaller crop, or a larger `size` in mixed_dls')
 
@@ -143,9 +142,9 @@ def _check_images(self:CropSchedule, full):
 @patch
 def before_train(self:CropSchedule):
     "This epoch's loop runs over crops and batches of its own size"
-    s = self.plan_[self.epoch]
-    self.switched = self.epoch > 0 and self.plan_[self.epoch - 1].crop != s.crop
-    self.learn.dl = self.dls.train.resized(s.crop, s.bs, _zoom(s.crop, self.full, self.how['zoom']))
+    s, dl = self.chosen[self.epoch], self.dls.train
+    self.switched = self.epoch > 0 and self.chosen[self.epoch - 1].crop != s.crop
+    self.learn.dl = dl.resized(s.crop, s.bs, _zoom(s.crop, dl.crop, self.how['zoom']))
 
 @patch
 def before_batch(self:CropSchedule):
@@ -158,7 +157,7 @@ def before_step(self:CropSchedule):
     "Scale the learning rate for this step"
     self.held = [h['lr'] for h in self.opt.hypers]
     warm = min(1, (self.iter + 1) / (self.how['warmup'] + 1)) if self.switched else 1
-    self.opt.set_hyper('lr', [lr * self.plan_[self.epoch].rate * warm for lr in self.held])
+    self.opt.set_hyper('lr', [lr * self.chosen[self.epoch].rate * warm for lr in self.held])
 
 @patch
 def after_train(self:CropSchedule): 
@@ -168,7 +167,7 @@ def after_train(self:CropSchedule):
 @patch
 def after_validate(self:CropSchedule):
     "Size, batch and last learning rate go into the table of the fit"
-    s = self.plan_[self.epoch]
+    s = self.chosen[self.epoch]
     self.recorder.log += [*s.crop, s.bs, float(self.opt.hypers[-1]['lr'])]
 
 @patch
@@ -209,8 +208,9 @@ class CropCost:
 
 # %% ../nbs/06_crops.ipynb #621b6243
 def _autocast(learn, dev):
+    "What fastai's `MixedPrecision` does to a forward pass: nothing, except on a GPU"
     mp = getattr(learn, 'mixed_precision', None)
-    return torch.autocast(dev.type, dtype=torch.bfloat16 if 'bf16' in str(mp.__dict__).lower() else torch.float16) if mp else nullcontext()
+    return torch.autocast('cuda', dict(fp16=torch.float16, bf16=torch.bfloat16)[mp.amp_mode.value]) if mp and dev.type == 'cuda' else nullcontext()
 
 @patch
 def step(self:CropCost, 
@@ -271,7 +271,7 @@ def epoch(self:CropCost,
     n, # samples
 ): # seconds
     "An epoch with its validation: workers read ahead, one process alone reads and computes in turn"
-    compute, reading = self.step(s.crop, s.bs) * -(-n // s.bs), self.load(s.crop) * n
+    compute, reading = self.step(s.crop, s.bs) * n_batches(n, s.bs), self.load(s.crop) * n
     return self.valid() + (max(compute, reading / self.workers) if self.workers else compute + reading)
 
 # %% ../nbs/06_crops.ipynb #ba866b06
@@ -289,7 +289,7 @@ def plan(self:CropSchedule,
     if None in (n, bs, crop): raise ValueError('give n, bs and crop, or a learner as `cost`')
     crop = _sides(crop)
     ss = self.settings(epochs, n, bs, crop, cost.multiple if cost else 32)
-    df = pd.DataFrame([dict(epoch=i, height=s.crop[0], width=s.crop[1], bs=s.bs, steps=-(-n // s.bs) - (s.bs < n and n % s.bs == 1), rate=s.rate, megapixels=n * _area(s.crop) / 1e6) for i, s in enumerate(ss)])
+    df = pd.DataFrame([dict(epoch=i, height=s.crop[0], width=s.crop[1], bs=s.bs, steps=n_batches(n, s.bs), rate=s.rate, megapixels=n * _area(s.crop) / 1e6) for i, s in enumerate(ss)])
     if cost: df['seconds'], df['memory'] = [cost.epoch(s, n) for s in ss], [cost.memory(s.crop, s.bs) / 2**20 for s in ss]
     whole = cost.epoch(Setting(crop, bs, 1.), n) if cost else n * _area(crop) / 1e6
     df['speedup'] = whole * np.arange(1, epochs + 1) / df['seconds' if cost else 'megapixels'].cumsum()

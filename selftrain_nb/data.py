@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GREY', 'SCALE', 'epoch_plan', 'crop_box', 'cut', 'augment', 'RowImage', 'RowMask', 'pad_to_largest', 'SegDL',
-           'mixed_dls', 'class_exposure']
+           'n_batches', 'mixed_dls', 'class_exposure']
 
 # %% ../nbs/04_data.ipynb #3235f406
 import warnings
@@ -237,6 +237,13 @@ def _plan(t, k, n_pseudo, n, ratio, seed, sampler, p, index, **how):
 
 def _drop_last(n, bs): return bs < n and n % bs == 1  # batch norm cannot train on one sample
 
+def n_batches(
+    n, # samples in an epoch
+    bs, # samples in a batch
+): # int
+    "Batches in an epoch of `mixed_dls`: a last batch of a single sample is left out"
+    return -(-n // bs) - _drop_last(n, bs)
+
 def _check_args(n, ratio, crop, bs):
     if n < 1 or bs < 1 or ratio < 0 or min(crop) < 1: raise ValueError(f'n={n}, ratio={ratio}, crop={crop}, bs={bs}: n, crop and bs must be 1 or more, ratio 0 or more')
 
@@ -279,17 +286,27 @@ def mixed_dls(
     return dls
 
 # %% ../nbs/04_data.ipynb #ce7b9237
+def _cropping(dl):
+    "The arguments that `augment` is called with"
+    how = getattr(dl.aug, 'keywords', {})
+    if 'crop' not in how: raise ValueError('only a training DataLoader of mixed_dls has crops; this one does not cut any with `augment`')
+    return how
+
+@patch(as_prop=True)
+def crop(self:SegDL):
+    "(h, w) of the crops; ValueError for a DataLoader that cuts none with `augment`"
+    return _cropping(self)['crop']
+
 @patch
 def resized(self:SegDL,
-    crop, # (h, w) of the crops; as they are if None
+    crop, # (h, w) of the crops
     bs, # samples in a batch
     zoom=1., # factor of the scale jitter: below 1, a crop shows more of the scene, smaller
 ) -> SegDL:
     "A copy with the same epoch in crops and batches of another size; ValueError for a DataLoader without `augment`"
-    if 'crop' not in getattr(self.aug, 'keywords', {}): raise ValueError('only a training DataLoader of mixed_dls can change its crops; this one does not cut any with `augment`')
-    how = dict(crop=tuple(crop or self.aug.keywords['crop']))
-    if zoom != 1: how['scale'] = tuple(s * zoom for s in self.aug.keywords.get('scale', SCALE))
-    dl = self.new(aug=partial(self.aug, **how), bs=bs, n=self.n, drop_last=_drop_last(self.n, bs))
+    scale = tuple(s * zoom for s in _cropping(self).get('scale', SCALE))
+    aug = partial(self.aug, crop=tuple(crop), scale=scale)
+    dl = self.new(aug=aug, bs=bs, n=self.n, drop_last=_drop_last(self.n, bs))
     dl.epoch = self.epoch
     return dl
 

@@ -255,20 +255,19 @@ def _sliding(model, x, window, overlap):
     "Probabilities from windows that overlap; where they do, the nearer to a window's middle, the more it counts"
     h, w = (min(a, b) for a, b in zip(window, x.shape[-2:]))
     hill = (_hill(h)[:, None] * _hill(w)).to(x.device)
-    total, weight = 0, torch.zeros(x.shape[-2:], device=x.device)
+    total, weight = None, torch.zeros(x.shape[-2:], device=x.device)
     for top in _starts(x.shape[-2], h, overlap):
         for left in _starts(x.shape[-1], w, overlap):
             at = slice(top, top + h), slice(left, left + w)
             p = model(x[(..., *at)]).float().softmax(1)
-            if not weight.any(): total = p.new_zeros(*p.shape[:2], *x.shape[-2:])
+            if total is None: total = p.new_zeros(*p.shape[:2], *x.shape[-2:])
             total[(..., *at)] += p * hill; weight[at] += hill
     return total / weight
-
 
 # %% ../nbs/05_models.ipynb #1dd7591e
 def _views(model, x, hw, flip, scales, window, overlap):
     "Probabilities at size `hw` from each scale, as it is and mirrored"
-    whole = lambda t: model(t).float() if window is None else _sliding(model, t, window, overlap).log()  # logits, up to a constant
+    whole = lambda t: model(t).float() if window is None else _sliding(model, t, window, overlap).clamp(min=1e-12).log()  # logits, up to a constant
     up = lambda t: (F.interpolate(t, hw, mode='bilinear', align_corners=False) if t.shape[-2:] != hw else t).softmax(1)
     for s in scales:
         t = x if s == 1 else F.interpolate(x, scale_factor=s, mode='bilinear', align_corners=False)

@@ -114,7 +114,7 @@ def _measure(run, row, table):
     names = table.space.names
     num = lambda x: None if x != x else round(float(x), 6)
     d = {s: dict(miou=num(cm.miou), acc=num(cm.acc), iou={k: num(v) for k, v in class_iou(cm, names).items()}) for s, cm in splits.items()}
-    steps = int((-(-c['n'] // hist.bs)).sum())
+    steps = sum(n_batches(c['n'], int(bs)) for bs in hist.bs)
     m = dict(splits=d, steps=steps, seconds=round(float(hist.seconds.sum())), device=_device(), n_real=len(table.train.real), n_pseudo=len(table.train.pseudo))
     with atomic_write(run.path/row/'metrics.json') as tmp: tmp.write_text(json.dumps(m, indent=1, ensure_ascii=False), encoding='utf-8')
 
@@ -180,11 +180,12 @@ def table_hash(table):
     d = json.dumps([table.df.values.tolist(), table.space.names, {k: r.to_dict() for k, r in sorted(table.remaps.items())}])
     return hashlib.sha256(d.encode()).hexdigest()[:12]
 
-def _check(table, rows, ratio):
+def _check(table, rows, ratio, rounds):
     unknown = set(rows) - set(ROWS)
     if unknown: raise ValueError(f'no rows {sorted(unknown)}: choose of {ROWS}')
     if not len(table.train.labelled): raise ValueError(f'no labelled training image in {table}: a teacher needs some')
     if 'student' in rows and not len(table.train.unlabelled): raise ValueError(f'no unlabelled image in {table}: add some, `table + seg_folder(...)`, or hide labels with `keep_labels`')
+    if rounds > 1 and not len(table.val.real): raise ValueError(f'rounds={rounds} needs labelled rows of split `val` in {table}: they say whether a round has gained')
     if 'all' in rows and len(table.revealed.real) == len(table.real): raise ValueError('row `all` needs hidden labels (see `SegTable.keep_labels`); there are none')
 
 # %% ../nbs/08_selftrain.ipynb #6929a274
@@ -225,7 +226,7 @@ def self_train(
     progress=True, # show bars
 ) -> Run: # of the first round; later rounds are in `round2`, … below it, see `Run.rounds`
     "Teacher, pseudo labels, student, in a folder; resumes. Rounds end when the student is no better than its teacher on the validation images. ValueError for a table without labels, or a folder that holds another run"
-    _check(table, rows, ratio)
+    _check(table, rows, ratio, rounds)
     _schedule(schedule)  # a wrong name is to fail at once
     n = n or max(len(table.train.real), 25 * bs)
     config = dict(encoder=encoder, arch=arch, pretrained=pretrained, epochs=epochs, n=n, ratio=ratio, min_conf=min_conf, start=start, tta=tta, crop=crop, size=size, scale=scale, sampler=sampler, p=p, tile=tile, schedule=schedule,

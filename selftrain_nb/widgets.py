@@ -48,6 +48,8 @@ def draw_epoch(
     return counts
 
 # %% ../nbs/11_widgets.ipynb #f688d69f
+def _slider(v, name, lo=0., hi=1., step=.05): return widgets.FloatSlider(v, min=lo, max=hi, step=step, description=name, continuous_update=False)
+
 def _explorer(
     controls, # {name: widget}
     draw, # function of the box and the values by name, gives a figure
@@ -77,7 +79,7 @@ def explore_centroids(
     indexes = {}
     controls = dict(
         cls=widgets.Dropdown(options=table.space.names, description='class'),
-        p=widgets.FloatSlider(.5, min=0, max=1, step=.05, description='share p', continuous_update=False),
+        p=_slider(.5, 'share p'),
         tile=widgets.Dropdown(options=[('half the short side' if t is None else str(t), t) for t in tiles], description='tile'),
         row=widgets.IntSlider(0, 0, len(table) - 1, description='image', continuous_update=False),
         epoch=widgets.IntSlider(0, 0, 20, description='epoch', continuous_update=False))
@@ -98,10 +100,9 @@ def explore_crops(
 ): # `ipywidgets.VBox`
     "An explorer: drag sizes and shares of a crop schedule, and see time and memory"
     if not isinstance(cost, CropCost): cost = CropCost(cost)
-    slide = lambda v, name, lo=0., hi=1., step=.05: widgets.FloatSlider(v, min=lo, max=hi, step=step, description=name, continuous_update=False)
     controls = dict(
-        small=slide(.5, 'small size', .1), a=slide(.35, 'its share'), middle=slide(.75, 'middle size', .1), b=slide(.35, 'its share'),
-        final=slide(.1, 'full at the end', 0, .5), cycle=widgets.IntSlider(0, 0, 10, description='cycle (0: none)', continuous_update=False),
+        small=_slider(.5, 'small size', .1), a=_slider(.35, 'its share'), middle=_slider(.75, 'middle size', .1), b=_slider(.35, 'its share'),
+        final=_slider(.1, 'full at the end', 0, .5), cycle=widgets.IntSlider(0, 0, 10, description='cycle (0: none)', continuous_update=False),
         batch=widgets.Dropdown(options=['pixels', 'constant'], description='batch'), epochs=widgets.IntSlider(epochs, 1, 100, description='epochs', continuous_update=False))
 
     def draw(box, small, a, middle, b, final, cycle, batch, epochs):
@@ -135,7 +136,9 @@ def draw_pseudo(
     for ax, m, title in zip(axs[::2], (None, kept), (store.name(i), f'pseudo label, {share:.0%} kept')): show_image_mask(im, m, store.space, ax, .8, title)
     axs[1].imshow(conf, vmin=0, vmax=1); axs[1].set_title(f'confidence, mean {conf.mean():.2f}', fontsize=8); axs[1].axis('off')
     if truth is None: axs[3].axis('off')
-    else: show_image_mask(im, truth, store.space, axs[3], .8, f'truth: {(kept == truth)[(kept != VOID) & (truth != VOID)].mean():.0%} of the kept is right')
+    else:
+        right = (kept == truth)[(kept != VOID) & (truth != VOID)]
+        show_image_mask(im, truth, store.space, axs[3], .8, f'truth: {right.mean():.0%} of the kept is right' if right.size else 'truth')
     store.space.legend(axs[3])
     of = lambda m: np.bincount(m.ravel(), minlength=256)[:len(store.space)]
     return fig, of(kept) / of(label).clip(1)
@@ -148,9 +151,8 @@ def explore_pseudo(
     "An explorer of pseudo labels: a threshold for each class, and a mark for bad images. `.select()` gives the table that the sliders make"
     if not isinstance(store, PseudoStore): store = PseudoStore.open(store)
     order, names = store.ranked()[::-1], store.space.names
-    slide = lambda n: widgets.FloatSlider(start, min=0, max=1, step=.01, description=n, continuous_update=False)
     controls = dict(at=widgets.IntSlider(0, 0, len(store) - 1, description='image', continuous_update=False), bad=widgets.ToggleButton(False, description='bad image'),
-                    **{f'c{k}': slide(n) for k, n in enumerate(names)})
+                    **{f'c{k}': _slider(start, n, step=.01) for k, n in enumerate(names)})
 
     def draw(box, at, bad, **sliders):
         i, box.min_conf = int(order[at]), [*sliders.values()]

@@ -106,7 +106,7 @@ def test_sizes_batches_and_rates_are_the_plan(few, kind):
 
 def state(learn): 
     dl = learn.dls.train
-    return id(dl), dl.bs, dl.drop_last, dl.n, len(dl), dl.aug.keywords['crop'], id(learn.dls.valid), learn.dls.valid.bs, [*learn.metrics.attrgot('name')], {type(c) for c in learn.cbs}
+    return id(dl), dl.bs, dl.drop_last, dl.n, len(dl), dl.crop, id(learn.dls.valid), learn.dls.valid.bs, [*learn.metrics.attrgot('name')], {type(c) for c in learn.cbs}
 
 class Raise(Callback):
     order = 70
