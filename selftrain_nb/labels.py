@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VOID', 'KINDS', 'COLS', 'LabelSpace', 'cannot_write', 'atomic_write', 'read_image', 'image_size', 'fit_size',
-           'resize', 'Remap', 'drop_unsure', 'read_mask', 'write_mask', 'SegTable', 'show_image_mask']
+           'resize', 'Remap', 'drop_unsure', 'read_conf', 'read_mask', 'write_mask', 'SegTable', 'show_image_mask']
 
 # %% ../nbs/00_labels.ipynb #813a81d6
 import errno, json, os, threading
@@ -262,6 +262,15 @@ def drop_unsure(
     need = np.zeros(256); need[:VOID] = np.resize(min_conf, VOID)
     return np.where(conf < np.ceil(need * 255)[mask], np.uint8(VOID), mask)
 
+def read_conf(
+    path, # file of confidences, see `pseudo_label`
+    soft=False, # with the second class and its confidence
+): # (H, W) uint8, 255 is certain; (H, W, 3) if `soft`: confidence, second class, its confidence
+    "Read how sure a pseudo label is; ValueError when the second class is asked for and not there"
+    a = _ids(path)
+    if soft and a.ndim < 3: raise ValueError(f'{path}: no second class in this file; label anew with pseudo_label(…, soft=True)')
+    return a[..., 0] if a.ndim == 3 and not soft else a
+
 def read_mask(
     path, # label file: ids (1, 8 or 16 bits, or palette), or RGB
     remap, # `Remap`
@@ -270,7 +279,7 @@ def read_mask(
     "Read a label file; ValueError or OSError that names the file and what is wrong"
     a = _ids(path)
     mask = remap.decode_rgb(a, path) if a.ndim == 3 else remap(a, path)
-    return drop_unsure(mask, _ids(conf), remap.min_conf) if conf and np.any(remap.min_conf) else mask
+    return drop_unsure(mask, read_conf(conf), remap.min_conf) if conf and np.any(remap.min_conf) else mask
 
 def write_mask(
     path, # a PNG file

@@ -161,7 +161,7 @@ class SegMetric(Metric):
         counter:Counter=None # shared between metrics (see `seg_metrics`); None: one of its own
     ): self.counter = Counter() if counter is None else counter
     def reset(self): self.counter.reset()
-    def accumulate(self, learn): self.counter.add(learn.pred, learn.y)
+    def accumulate(self, learn): self.counter.add(learn.pred, learn.yb[0])
     def read(self, cm): raise NotImplementedError
     @property
     def value(self): return np.nan if self.counter.cm is None else self.read(self.counter.cm)

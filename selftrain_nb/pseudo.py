@@ -106,20 +106,31 @@ def _read_batch(table, rows, strict):
             errors[i] = str(e)
     return images, errors
 
-def _predict(learn, images, flip, temperature, views):
+def _bytes(p): return (p * 255).round().to(torch.uint8).cpu().numpy()
+
+def _sure(conf): return conf if conf.ndim == 2 else conf[..., 0]
+
+def _soft(prob, conf, label):
+    "(B, H, W, 3) uint8: confidence, second class, its confidence"
+    conf2, second = prob.scatter(1, label[:, None], -1.).max(1)
+    return np.stack([_bytes(conf), second.to(torch.uint8).cpu().numpy(), _bytes(conf2.clamp(min=0))], -1)
+
+def _predict(learn, images, flip, temperature, soft, views):
     "Labels and 8-bit confidences, and on how many pixels the mirror images agree"
     prob, agree = predict_full(learn, images, flip=False, **views), [None] * len(images)
     if flip:
         other = predict_full(learn, [im.transpose(Image.FLIP_LEFT_RIGHT) for im in images], flip=False, **views).flip(-1)
         agree = (prob.argmax(1) == other.argmax(1)).float().mean((1, 2)).tolist()
         prob = (prob + other) / 2
-    conf, label = sharpen(prob, temperature).max(1)
-    return label.to(torch.uint8).cpu().numpy(), (conf * 255).round().to(torch.uint8).cpu().numpy(), agree
+    prob = sharpen(prob, temperature)
+    conf, label = prob.max(1)
+    return label.to(torch.uint8).cpu().numpy(), _soft(prob, conf, label) if soft else _bytes(conf), agree
 
 def _write(dest, name, label, conf, agree, n, note):
     "Write one image's files, the label last, and note its centroids; returns its entry in the manifest"
     with atomic_write(dest/'conf'/name) as tmp: Image.fromarray(conf).save(tmp, format='PNG')
     write_mask(dest/'labels'/name, label)
+    conf = _sure(conf)
     if note: note(name, label, conf)
     return dict(name=name, size=label.shape, conf=round(float(conf.mean()) / 255, 4), agree=agree and round(agree, 4), counts=np.bincount(label.ravel(), minlength=n).tolist(), hist=np.bincount(conf.ravel() >> 4, minlength=16).tolist())
 
@@ -147,9 +158,9 @@ def _counts(label, conf, n):
 
 class _Job:
     "Batches on their way from files through the network to files"
-    def __init__(self, learn, table, names, dest, flip, temperature, views, strict, done, note, shard):
+    def __init__(self, learn, table, names, dest, flip, temperature, soft, views, strict, done, note, shard):
         self.learn, self.table, self.names, self.dest, self.strict, self.done, self.note = learn, table, names, dest, strict, done, note
-        self.how = flip, temperature, views
+        self.how = flip, temperature, soft, views
         self.file = dest/('manifest.jsonl' if shard[1] == 1 else f'manifest.{shard[0]}-of-{shard[1]}.jsonl')
         self.n, self.written = len(table.space), set()  # names of what this call has labelled,
         self.total = np.zeros((self.n, 256), np.int64)   # and its pixels by class and confidence
@@ -162,7 +173,7 @@ class _Job:
             name = self.names[i]
             if not _open(self.done, name): continue
             entries.append(_write(self.dest, name, label, conf, agree, self.n, self.note))
-            self.total += _counts(label, conf, self.n); self.written.add(name)
+            self.total += _counts(label, _sure(conf), self.n); self.written.add(name)
         _append(self.file, entries)
 
     def run(self, todo):
@@ -180,7 +191,7 @@ def _summarise(labels, names, dest, done, job):
     other = [k for k, name in enumerate(names) if name not in job.written]
     def count(k): 
         r = labels.df.iloc[k]
-        with Image.open(r.label) as l, Image.open(r.conf) as c: return _counts(np.asarray(l), np.asarray(c), n)
+        with Image.open(r.label) as l: return _counts(np.asarray(l), read_conf(r.conf), n)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for h in _ahead(pool, count, other, 16): total += h
     es, text = [done[k] for k in names], [k.encode() for k in names]
@@ -218,6 +229,7 @@ def pseudo_label(
     progress=True, # show a bar
     scales=(1.,), window=None, overlap=.5, # see `predict_full`
     temperature=1., # of the confidences, see `calibrate`
+    soft=False, # note the second class and its confidence, too, for `mixed_dls(…, labels='soft')`
     shard=(0, 1), # (rank, world) of this process, where several label one folder: each takes every `world`-th batch
 ): # `SegTable` of kind `pseudo`, split 'train': what has been labelled
     "Write pseudo labels for images, going on where an earlier call stopped; ValueError when `dest` holds other work, FileNotFoundError without images"
@@ -225,13 +237,13 @@ def pseudo_label(
     space, views = teachers[0].dls.space, dict(scales=scales, window=window, overlap=overlap)
     table = _as_table(images, space, dest)
     root, names = relative_names(table.df.image)
-    who = dict(version=2, teacher=' '.join(weights_hash(t.model) for t in teachers), tta=tta, **views, temperature=temperature, size=teachers[0].dls.size, bs=bs)
+    who = dict(version=2, teacher=' '.join(weights_hash(t.model) for t in teachers), tta=tta, **views, temperature=temperature, soft=soft, size=teachers[0].dls.size, bs=bs)
     claim_folder(dest, 'store.json', dict(who, space=space.to_dict(), root=root))
     done = read_manifest(dest)
     todo = [rows for rows in size_batches(table, bs)[shard[0]::shard[1]] if any(_open(done, names[i]) for i in rows)]
     labels = _pseudo_rows(table, names, dest, min_conf)
     with _indexing(labels, names, dest, centroids and bool(todo), tile=tile, size=teachers[0].dls.size) as note:
-        job = _Job(teachers, table, names, dest, tta == 'flip', temperature, views, strict, done, note, shard)
+        job = _Job(teachers, table, names, dest, tta == 'flip', temperature, soft, views, strict, done, note, shard)
         job.run(progress_bar(todo) if progress and todo else todo)
     return _finish(labels, names, dest, job, centroids, tile, teachers[0].dls.size, progress)
 
@@ -272,7 +284,7 @@ def pseudo_quality(
     cms, kept, total = [ConfusionMatrix(n) for _ in min_confs], np.zeros(len(min_confs)), 0
     for i in rows:
         r, truth = table.df.iloc[i], table.mask(i, 'truth')
-        ids, conf = (np.asarray(Image.open(p)) for p in (r.label, r.conf))
+        ids, conf = np.asarray(Image.open(r.label)), read_conf(r.conf)
         total += (truth != VOID).sum()
         for k, (cm, t) in enumerate(zip(cms, min_confs)):
             sure = np.where(conf >= np.ceil(t * 255), truth, VOID)

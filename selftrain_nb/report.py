@@ -282,7 +282,7 @@ def _see_pseudo(models, pseudo, names, i):
     truth, student = pseudo.origin.mask(i, 'truth') if r.truth else None, _predict(models, im).get('student')
     pics = {'image': _photo(im)}
     if truth is not None: pics['hidden truth'] = _classes(truth, space)
-    with Image.open(r.conf) as c: pics |= {'pseudo label': _classes(kept, space), 'confidence of the teacher': _confidence(np.asarray(c))}
+    pics |= {'pseudo label': _classes(kept, space), 'confidence of the teacher': _confidence(read_conf(r.conf))}
     note = [f'{100 * (kept != VOID).mean():.0f} % of the pixels kept'] + ([f', {_num(_right(kept, truth))} % of them right'] if truth is not None else [])
     if student:
         pics['student'] = _classes(student[0], space)

@@ -129,7 +129,7 @@ def draw_pseudo(
     "Draw image, what is kept of its pseudo label, confidence, and the truth where it is known"
     t, table = store.select(min_conf, bad=True), store.table
     kept, label, im = t.mask(i), table.mask(i), table.image(i)
-    with Image.open(table.df.conf[i]) as c: conf = np.asarray(c) / 255
+    conf = read_conf(table.df.conf[i]) / 255
     truth = _truth(table, i)
     fig, axs = plt.subplots(1, 4, figsize=(11, 1.9), layout='constrained')
     share = (kept != VOID).mean()

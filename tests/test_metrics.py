@@ -73,7 +73,7 @@ def test_empty_and_bad_sizes():
 def _pass(metrics, batches):
     for m in metrics: m.reset()
     for p, t in batches:
-        learn = SimpleNamespace(pred=p, y=t)
+        learn = SimpleNamespace(pred=p, yb=(t,))
         for m in metrics: m.accumulate(learn)
     return {m.name: m.value for m in metrics}
 
