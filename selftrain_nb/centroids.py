@@ -100,14 +100,14 @@ VERSION = 1  # of the index file
 def _sources(table, i):
     "The files that row `i`'s mask is read from"
     r = table.df.iloc[i]
-    return [r.label, r.conf] if r.conf and np.any(table.remaps[r.remap].min_conf) else [r.label]
+    return [r.label, r.conf] if r.conf and np.any(table.remap(i).min_conf) else [r.label]
 
 def label_key(
     table, # `SegTable`
     i, # row
 ): # dict: label, stat (size in bytes and time in ns of each file), how (hash of the remap)
     "What tells whether a label is still the one that was indexed"
-    how = json.dumps(table.remaps[table.df.remap.iloc[i]].to_dict(), sort_keys=True, default=float)
+    how = json.dumps(table.remap(i).to_dict(), sort_keys=True, default=float)
     return dict(label=os.path.abspath(table.df.label.iloc[i]), stat=[[s.st_size, s.st_mtime_ns] for s in map(os.stat, _sources(table, i))],
                 how=hashlib.sha256(how.encode()).hexdigest()[:12])
 

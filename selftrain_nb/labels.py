@@ -358,6 +358,14 @@ def image(self:SegTable,
     return read_image(self.df.image[i])
 
 @patch
+def remap(self:SegTable,
+    i, # row
+    col='label', # 'label' or 'truth'
+) -> Remap:
+    "How a label of row `i` is read; where label and truth are read differently, column `remap` names both: `label|truth`"
+    return self.remaps[self.df.remap.iloc[i].split('|')[0 if col == 'label' else -1]]
+
+@patch
 def mask(self:SegTable, 
     i, # row
     col='label', # 'label' or 'truth'
@@ -366,8 +374,9 @@ def mask(self:SegTable,
     "The mask of row `i`, remapped; errors name the file"
     r, path = self.df.iloc[i], self.df[col].iloc[i]
     if not path: raise ValueError(f'{r.image}: the row has no {col}')
-    mask = read_mask(path, self.remaps[r.remap], r.conf if col == 'label' else '')
-    top = int(mask.max(where=mask != VOID, initial=0)) if self.remaps[r.remap].top >= len(self.space) else 0
+    remap = self.remap(i, col)
+    mask = read_mask(path, remap, r.conf if col == 'label' else '')
+    top = int(mask.max(where=mask != VOID, initial=0)) if remap.top >= len(self.space) else 0
     if top >= len(self.space): raise ValueError(f'{path}: class id {top}, but {self.space} ends at {len(self.space)-1}')
     if size is not None and mask.shape != tuple(size):
         raise ValueError(f'{path}: the label is {mask.shape[1]}x{mask.shape[0]}, its image {r.image} is {size[1]}x{size[0]} (width x height, upright); make them equal')
@@ -420,7 +429,7 @@ def _merge_remaps(a, b):
 def __add__(self:SegTable, o):
     if self.space != o.space: raise ValueError(f'cannot add tables of different label spaces: {self.space} and {o.space}; map one to the other first')
     remaps, names = _merge_remaps(self.remaps, o.remaps)
-    df = pd.concat([self.df, o.df.assign(remap=o.df.remap.map(names))], ignore_index=True)
+    df = pd.concat([self.df, o.df.assign(remap=['|'.join(names[k] for k in r.split('|')) for r in o.df.remap])], ignore_index=True)
     known = df.image.isin(df.image[df.kind != 'none']) & (df.kind == 'none')
     return SegTable(df[~known].drop_duplicates(ignore_index=True), self.space, remaps)
 

@@ -260,15 +260,12 @@ def _strip(case):
 
 # %% ../nbs/10_report.ipynb #8a88acda
 def _pseudo(run):
-    "Pseudo labels that exist, as `kept` (read as the student reads them) and `origin` (the truth can be read); errors {name: message}; number of unlabelled images"
+    "Pseudo labels that exist, as `made` and as `kept` (read as the student reads them); errors {name: message}; number of unlabelled images"
     table, dest = run.table.train.unlabelled, run.path/'pseudo'
-    table = table[~table.df.image.duplicated()]
-    done, names = read_manifest(dest), relative_names(table.df.image)[1] if len(table) else []
-    df = table.df.assign(label=[str(dest/'labels'/n) for n in names], conf=[str(dest/'conf'/n) for n in names], kind='pseudo')
-    df = df[[n in done and 'error' not in done[n] for n in names]] if len(df) else df
-    kept = SegTable(df.assign(remap='pseudo'), table.space, dict(pseudo=Remap.identity(len(table.space), min_conf=run.config['min_conf'])))
+    done, made, chosen = read_manifest(dest), pseudo_rows(table, dest), run.path/'selected.csv'
+    kept = SegTable.load(chosen) if chosen.exists() else pseudo_rows(table, dest, run.config['min_conf'])
     errors = {_short(n.removesuffix('.png')): _error(e['error'], n) for n, e in done.items() if 'error' in e}
-    return SimpleNamespace(kept=kept, origin=SegTable(df, table.space, table.remaps), errors=errors, total=len(table), entries=[e for e in done.values() if 'error' not in e])
+    return SimpleNamespace(kept=kept, made=made, errors=errors, total=table.df.image.nunique(), entries=[done[Path(l).relative_to(dest/'labels').as_posix()] for l in made.df.label])
 
 def _error(message, name):
     "An error without the folders of this machine"
@@ -279,7 +276,7 @@ def _error(message, name):
 def _see_pseudo(models, pseudo, names, i):
     "A pseudo-labelled training image"
     im, kept, r, space = pseudo.kept.image(i), pseudo.kept.mask(i), pseudo.kept.df.iloc[i], pseudo.kept.space
-    truth, student = pseudo.origin.mask(i, 'truth') if r.truth else None, _predict(models, im).get('student')
+    truth, student = pseudo.kept.mask(i, 'truth') if r.truth else None, _predict(models, im).get('student')
     pics = {'image': _photo(im)}
     if truth is not None: pics['hidden truth'] = _classes(truth, space)
     pics |= {'pseudo label': _classes(kept, space), 'confidence of the teacher': _confidence(read_conf(r.conf))}
@@ -397,13 +394,13 @@ def _curves(run):
 # %% ../nbs/10_report.ipynb #67febe44
 def _kept(pseudo):
     "Pixels of each class that are kept, of those that were labelled, and of the truth where there is one, counted on a sample"
-    kept, origin = _sample(pseudo.kept), _sample(pseudo.origin)
+    kept = _sample(pseudo.kept)
     n = len(kept.space); count = lambda a: np.bincount(a.ravel(), minlength=256)[:n]
     raw = Remap.identity(n)
     c = SimpleNamespace(kept=np.zeros(n), made=np.zeros(n), truth=np.zeros(n))
     for i, r in enumerate(kept):
         c.kept += count(kept.mask(i)); c.made += count(read_mask(r.label, raw))
-        if r.truth: c.truth += count(origin.mask(i, 'truth'))
+        if r.truth: c.truth += count(kept.mask(i, 'truth'))
     return c
 
 def _shares_table(run, pseudo):
@@ -424,13 +421,32 @@ def _times(x):
 # %% ../nbs/10_report.ipynb #72cf6f03
 def _quality_table(run, pseudo):
     "`pseudo_quality` at the thresholds of the run and at others, in percent"
-    known = _sample(pseudo.origin[pseudo.origin.df.truth != ''])
+    known = _sample(pseudo.made[pseudo.made.df.truth != ''])
     if not len(known): return P('There is no truth to compare with, so how right the pseudo labels are is not known. Confidence is what the teacher believes, not what is so.')
-    mine = run.config['min_conf']
-    at = sorted({0, .5, .7, .8, .9, .95} | ({mine} if np.isscalar(mine) else set()))
+    mine, others = pseudo.kept.remaps['pseudo'].min_conf, {0, .5, .7, .8, .9, .95}
+    at = sorted(others | {mine}) if np.isscalar(mine) else [*sorted(others), mine]
     q = pseudo_quality(known, min_confs=tuple(at))
-    rows = [[Td(f'{r.min_conf:g}', B(' this run') if r.min_conf == mine else '', cls='l'), *(_num(100 * v) for v in (r.kept, r.accuracy, r.miou))] for r in q.itertuples()]
+    rows = [[Td(f'{t}', B(' this run') if t in (mine, 'by class') else '', cls='l'), *(_num(100 * v) for v in vs)] for t, *vs in q.itertuples(index=False)]
     return _table(['confidence at least', 'pixels kept %', 'of them right %', 'mIoU of them %'], rows)
+
+# %% ../nbs/10_report.ipynb #a8193954
+def _doubt(e): return (f'the mirror image agrees on {100 * e["agree"]:.1f} %, ' if e['agree'] is not None else '') + f'mean confidence {e["conf"]:.2f}'
+
+def _lesson(table, i, name, note):
+    "Image, pseudo label, confidence"
+    pics = {'image': _photo(table.image(i)), 'pseudo label': _classes(table.mask(i), table.space), 'confidence of the teacher': _confidence(read_conf(table.df.conf[i]))}
+    return _strip(SimpleNamespace(name=name, group=table.df.group[i], note=[note], pics=pics))
+
+def _doubtful(pseudo, n=4):
+    "Images on which the teacher contradicts itself most, or is least sure"
+    es, names = pseudo.entries, _names(pseudo.made)
+    how = 'conf' if any(e['agree'] is None for e in es) else 'agree'
+    mean = np.mean([e[how] for e in es])
+    what = f'An image and its mirror image get the same label on {100 * mean:.1f} % of the pixels' if how == 'agree' else f'The mean confidence is {mean:.2f}'
+    worst = sorted(range(len(es)), key=lambda i: es[i][how])[:n]
+    strips = [_lesson(pseudo.made, i, names[i], _doubt(es[i])) for i in worst]
+    return Div(P(f'{what}. These are the images with the least. Where a label is nonsense, PseudoStore.mark leaves it out.'), *strips)
+
 
 # %% ../nbs/10_report.ipynb #a22561e6
 def _errors_list(errors, most=50):
@@ -444,14 +460,14 @@ def _lessons(run):
     "All about the pseudo labels"
     pseudo = _pseudo(run)
     if not pseudo.entries: return Section(P('There are no pseudo labels yet.'), _errors_list(pseudo.errors) if pseudo.errors else '')
-    try: (shares, left), quality = _shares_table(run, pseudo), _quality_table(run, pseudo)
+    try: (shares, left), quality, doubtful = _shares_table(run, pseudo), _quality_table(run, pseudo), _doubtful(pseudo)
     except OSError: return P('The pseudo labels or their hidden truth are not where they were, and cannot be looked at any more.')
     conf = [e['conf'] for e in pseudo.entries]
-    used = run.config['min_conf']
+    used, chosen = pseudo.kept.remaps['pseudo'].min_conf, f', from {len(pseudo.kept)} of the images' if len(pseudo.kept) < len(pseudo.entries) else ''
     return Section(P(f'{len(pseudo.entries)} of {pseudo.total} unlabelled images have a pseudo label. Mean confidence {np.mean(conf):.2f} (least sure image {min(conf):.2f}, surest {max(conf):.2f}); '
-                     f'at min_conf {used if np.isscalar(used) else "by class"}, {100 * left:.0f} % of the pixels are kept.'),
+                     f'at min_conf {used if np.isscalar(used) else "by class"}, {100 * left:.0f} % of the pixels are kept{chosen}.'),
                    H3('Are the classes in proportion?'), P('Percent of the pixels. ▼: less than half of what it is in the labelled images; such a class is being taught away.', cls='dim'), shares,
-                   H3('How right are they?'), quality, H3('What could not be labelled'), _errors_list(pseudo.errors))
+                   H3('How right are they?'), quality, H3('Which to look at first?'), doubtful, H3('What could not be labelled'), _errors_list(pseudo.errors))
 
 # %% ../nbs/10_report.ipynb #67feca5f
 _PACKAGES = 'torch', 'fastai', 'timm', 'segmentation-models-pytorch'

@@ -1,0 +1,105 @@
+"""What a student makes of one teacher's labels, read in different ways: results/scenes_pseudo.csv, results/camvid_pseudo.csv
+
+    selftrain-run --data scenes …                # as in results/scenes_selftrain.csv: teachers, controls and the rows of all labels
+    python benchmarks/effect_pseudo.py scenes results/scenes_pseudo.csv --base runs/scenes --known results/scenes_selftrain.csv
+
+`--base` is the folder of those runs (`seed0`, `seed1`, …); a teacher that is not there is trained first. `--known` is their table: its rows teacher, control and all are taken over.
+Each variant of `VARIANTS` takes over the teacher of its seed, labels, chooses, and trains a student; a student of another network gets a control of its own.
+
+The table is written again after each run. Stopped, it goes on where it was; several processes may share the work (`--variants`, `--seeds`), and each collects what all have done.
+"""
+from pathlib import Path
+
+import numpy as np, pandas as pd, torch
+from fastcore.script import call_parse
+
+from common import SETTINGS
+from selftrain_nb.all import *
+from selftrain_nb.cli import open_data
+
+
+VARIANTS = {
+    'up to 3 rounds': dict(rounds=3),  # its first round is what `self_train` does by itself
+    'no threshold': dict(min_conf=0.),
+    'soft': dict(min_conf=0., labels='soft'),
+    'weighted': dict(min_conf=0., labels='weighted'),
+    'right at 0.9': dict(select=dict(accuracy=.9)),
+    'surest half of each class': dict(min_conf=0., select=dict(share=.5)),
+    'threshold 0.9': dict(min_conf=.9),
+    'ratio 3': dict(ratio=3.),
+    'no TTA': dict(tta=None),
+    'best half of the images': dict(min_conf=0., select=dict(best=.5)),
+    'ratio 7': dict(ratio=7.),
+    'ratio 5': dict(ratio=5.),
+    'EMA 0.99': dict(ema=.99),
+    'student resnet18': dict(student=dict(encoder='resnet18', arch='fpn')),
+    'student mobilenetv3_small_100': dict(student=dict(encoder='mobilenetv3_small_100', arch='fpn')),
+    'student unet': dict(student=dict(encoder='resnet10t', arch='unet')),
+}
+FIRST = 'threshold 0.7'  # of the rounds, the first; and what `--known` has
+
+
+def teacher_of(data, few, base, seed):
+    "The run whose teacher all variants share"
+    path, fit = base/f'seed{seed}', SETTINGS[data]['fit']
+    if not (path/'teacher/metrics.json').exists(): self_train(few, path, rows=('teacher',), seed=seed, progress=False, **fit)
+    return Run(path)
+
+
+def quality(run):
+    "Share of the pixels kept, and how many of them are right, where the truth was hidden"
+    file = run.path/'quality.csv'
+    if not file.exists():
+        kept = SegTable.load(run.path/'selected.csv')
+        q = pseudo_quality(kept, [kept.remaps['pseudo'].min_conf], most=10_000).iloc[0]
+        share = q.kept * len(kept) / run.table.train.unlabelled.df.image.nunique()
+        with atomic_write(file) as tmp: pd.DataFrame([dict(kept=round(100 * share, 2), right=round(100 * q.accuracy, 2))]).to_csv(tmp, index=False)
+    return pd.read_csv(file).iloc[0].to_dict()
+
+
+def rows_of(run, csv, name, known):
+    "The students of a run, and their controls; of its rounds, too"
+    variant, seed = run.path.name.rsplit(' seed', 1)
+    command = f"python benchmarks/effect_pseudo.py {name} results/{csv.name} --variants '{variant}' --seeds {seed}" + f' --known results/{Path(known).name}' * bool(known)
+    for k, r in enumerate(run.rounds, 1):
+        if 'student' not in r.done: continue
+        label = variant if 'round' not in variant else FIRST if k == 1 else f'round {k}'
+        yield r.results.query('row != "teacher"').assign(variant=label, command=command, **quality(r))
+
+
+def collect(name, out, csv, known):
+    "The rows of all runs that are complete"
+    runs = [Run(p) for p in sorted((out/name).glob('* seed*')) if (p/'student/metrics.json').exists()]
+    parts = [rows for r in runs for rows in rows_of(r, csv, name, known)]
+    if known: parts.append(pd.read_csv(known).query('row != "student"').drop(columns='data').assign(variant=''))
+    if not parts: return
+    df = pd.concat(parts, ignore_index=True)
+    df.insert(0, 'data', name)
+    for k, c in enumerate(('variant', 'kept', 'right')): df.insert(3 + k, c, df.pop(c))
+    df['command'] = df.pop('command')
+    order = dict(row=ROWS, variant=['', FIRST, 'round 2', 'round 3', *VARIANTS], split=['val', 'test'])
+    for k, v in order.items(): df[k] = pd.Categorical(df[k], v)
+    with atomic_write(csv) as tmp: df.sort_values(['variant', 'row', 'seed', 'split']).to_csv(tmp, index=False)
+
+
+@call_parse
+def main(
+    data:str, # 'scenes', or the folder of CamVid
+    csv:str, # The table to write
+    base:str='runs/base', # Folder of the runs whose teachers are used
+    out:str='runs/pseudo', # Folder of the runs
+    known:str='', # Table of `selftrain-run` with the rows teacher, control and all
+    variants:str=','.join(VARIANTS), # In order of worth
+    seeds:str='0,1,2',
+):
+    torch.set_num_threads(1)
+    name, out = 'scenes' if data == 'scenes' else 'camvid', Path(out)
+    s = SETTINGS[name]
+    for variant in variants.split(','):
+        for seed in map(int, seeds.split(',')):
+            few = open_data(data).keep_labels(s['keep'], seed=seed)
+            rows = ('student', 'control') if 'student' in VARIANTS[variant] else ('student',)
+            run = self_train(few, out/name/f'{variant} seed{seed}', teacher=teacher_of(name, few, Path(base), seed), rows=rows, seed=seed, progress=False, **s['fit'], **VARIANTS[variant])
+            for r in run.rounds: quality(r)
+            collect(name, out, Path(csv), known)
+            print(f'{name} {variant} seed={seed}', flush=True)
