@@ -392,13 +392,20 @@ def mark(self:PseudoStore,
 
 # %% ../nbs/07_pseudo.ipynb #239113a9
 @patch
+def pixels(self:PseudoStore,
+    min_conf=0., # threshold: one number, or one for each class
+): # (classes,) int64
+    "Pixels of each class, in all images, that a threshold keeps; no file is opened"
+    level = np.ceil(np.broadcast_to(min_conf, len(self.space)) * 255)[:, None]
+    return np.where(np.arange(256) >= level, self.stats['class_hist'], 0).sum(1)
+
+@patch
 def class_shares(self:PseudoStore,
     labelled, # `SegTable` with labels to compare with
     min_conf=0., # threshold of the pseudo labels
 ): # DataFrame, percent of the pixels: people's, pseudo, and how many times as many
     "How often the teacher says each class, against how often people do"
-    level = np.ceil(np.broadcast_to(min_conf, len(self.space)) * 255)[:, None]
-    pixels = np.where(np.arange(256) >= level, self.stats['class_hist'], 0).sum(1)
+    pixels = self.pixels(min_conf)
     real = labelled.counts()
     df = pd.DataFrame(dict(labelled=100 * real / max(1, real.sum()), pseudo=100 * pixels / max(1, pixels.sum())), index=self.space.names)
     return df.assign(times=df.pseudo / df.labelled.where(df.labelled > 0))

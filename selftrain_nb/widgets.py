@@ -6,6 +6,7 @@
 __all__ = ['draw_centroids', 'draw_epoch', 'explore_centroids', 'explore_crops', 'draw_pseudo', 'explore_pseudo']
 
 # %% ../nbs/11_widgets.ipynb #11a58352
+from html import escape
 from io import BytesIO
 import ipywidgets as widgets, matplotlib.pyplot as plt, numpy as np
 from .labels import *
@@ -48,7 +49,7 @@ def draw_epoch(
     return counts
 
 # %% ../nbs/11_widgets.ipynb #f688d69f
-def _slider(v, name, lo=0., hi=1., step=.05): return widgets.FloatSlider(v, min=lo, max=hi, step=step, description=name, continuous_update=False)
+def _slider(v, name, lo=0., hi=1., step=.05, live=False): return widgets.FloatSlider(v, min=lo, max=hi, step=step, description=name, continuous_update=live)
 
 def _explorer(
     controls, # {name: widget}
@@ -125,12 +126,11 @@ def draw_pseudo(
     store, # `PseudoStore`
     i, # number of an image
     min_conf=0., # threshold: one number, or one for each class
-): # figure, and the share of each class's pixels that is kept in this image
+): # figure, and (2, classes) pixels of this image: that the teacher calls so, and that are kept
     "Draw image, what is kept of its pseudo label, confidence, and the truth where it is known"
-    t, table = store.select(min_conf, bad=True), store.table
-    kept, label, im = t.mask(i), table.mask(i), table.image(i)
-    conf = read_conf(table.df.conf[i]) / 255
-    truth = _truth(table, i)
+    table = store.table
+    im, label, conf, truth = table.image(i), table.mask(i), read_conf(table.df.conf[i]), _truth(table, i)
+    kept, conf = drop_unsure(label, conf, min_conf), conf / 255
     fig, axs = plt.subplots(1, 4, figsize=(11, 1.9), layout='constrained')
     share = (kept != VOID).mean()
     for ax, m, title in zip(axs[::2], (None, kept), (store.name(i), f'pseudo label, {share:.0%} kept')): show_image_mask(im, m, store.space, ax, .8, title)
@@ -140,10 +140,17 @@ def draw_pseudo(
         right = (kept == truth)[(kept != VOID) & (truth != VOID)]
         show_image_mask(im, truth, store.space, axs[3], .8, f'truth: {right.mean():.0%} of the kept is right' if right.size else 'truth')
     store.space.legend(axs[3])
-    of = lambda m: np.bincount(m.ravel(), minlength=256)[:len(store.space)]
-    return fig, of(kept) / of(label).clip(1)
+    return fig, np.stack([np.bincount(m.ravel(), minlength=256)[:len(store.space)] for m in (label, kept)])
 
 # %% ../nbs/11_widgets.ipynb #7cb5fce0
+def _counts(store, min_conf, pixels):
+    "A table, as HTML: what the thresholds keep of each class, in this image and in all"
+    every, kept = store.pixels(), store.pixels(min_conf)
+    of = lambda a, b: f'<td style="text-align:right">{100 * a / b:.0f} % of {b:,}</td>'.replace(',', ' ') if b else '<td style="text-align:right">none</td>'
+    swatch = lambda c: f'<span style="color:rgb{tuple(map(int, c))}">■</span> '
+    rows = [f'<tr><td>{swatch(c)}{escape(n)}</td>{of(pixels[1][k], pixels[0][k])}{of(kept[k], every[k])}</tr>' for k, (n, c) in enumerate(zip(store.space.names, store.space.colours))]
+    return f'<table style="border-spacing:1em 0"><tr><th>kept pixels</th><th>in this image</th><th>in all {len(store)} images</th></tr>{"".join(rows)}</table>'
+
 def explore_pseudo(
     store, # `PseudoStore`, or its folder
     start=.5, # of the sliders
@@ -152,7 +159,8 @@ def explore_pseudo(
     if not isinstance(store, PseudoStore): store = PseudoStore.open(store)
     order, names = store.ranked()[::-1], store.space.names
     controls = dict(at=widgets.IntSlider(0, 0, len(store) - 1, description='image', continuous_update=False), bad=widgets.ToggleButton(False, description='bad image'),
-                    **{f'c{k}': _slider(start, n, step=.01) for k, n in enumerate(names)})
+                    **{f'c{k}': _slider(start, n, step=.01, live=True) for k, n in enumerate(names)})
+    counts = widgets.HTML()
 
     def draw(box, at, bad, **sliders):
         i, box.min_conf = int(order[at]), [*sliders.values()]
@@ -161,7 +169,10 @@ def explore_pseudo(
             controls['bad'].value = bad = store.name(i) in store.marked
         if bad != (store.name(i) in store.marked): store.mark([i], bad)
         box.select = lambda: store.select(box.min_conf)
-        fig, box.kept = draw_pseudo(store, i, box.min_conf)
+        fig, box.pixels = draw_pseudo(store, i, box.min_conf)
+        counts.value = _counts(store, box.min_conf, box.pixels)
         return fig
 
-    return _explorer(controls, draw)
+    box = _explorer(controls, draw)
+    box.children += counts,
+    return box
