@@ -46,6 +46,8 @@ def _pair(s, kind=int):
     v = [kind(x) for x in str(s).split(',') if x.strip()]
     return None if not v else v[0] if len(v) == 1 else tuple(v)
 
+def _chosen(**kwargs): return {k: v for k, v in kwargs.items() if v} or None
+
 def _table(data, reader, keep, by, unlabelled, seed):
     "The table of one run: some labels kept, more images added"
     if not data: raise ValueError("--data is missing: give a folder of images and labels, or 'scenes'")
@@ -87,6 +89,13 @@ def run(
     n:int=0, # Samples in an epoch; the number of labels, and at least 25 batches, if 0
     ratio:float=1., # Pseudo-labelled samples for each real one
     min_conf:float=.7, # Pseudo labels below this confidence are void
+    share:float=0., # Keep the surest share of each class's pixels; all above `min_conf` if 0
+    best:float=0., # Keep the share of the images on which the teacher agrees most with itself; all if 0
+    accuracy:float=0., # Thresholds by class, found on the validation images, that keep pixels of this accuracy, instead of `min_conf`
+    labels:str='hard', # What a pseudo label says: 'hard' (a class), 'weighted' (and counts by its confidence), 'soft' (two classes)
+    rounds:int=1, # How often the student becomes the teacher of the next round
+    teacher:str='', # Folder of runs with these seeds, whose teachers are taken over instead of training any
+    ema:float=0., # Decay of the moving average of the weights that a training ends with; none if 0
     start:str='teacher', # The student starts as its 'teacher' or 'fresh'
     crop:str='', # Crop, 'height,width'; the image size, at most 512, if not given
     size:str='', # Working size: the long side, or 'height,width'; the images' own if not given
@@ -110,8 +119,9 @@ def run(
     for rows in [ROWS[:2], ROWS] if baselines else [ROWS[:2]]:
         for s, path in zip(seeds, runs):
             table = _table(data, reader, keep, by, unlabelled, s)
-            self_train(table, path, encoder, arch, pretrained, _pair(epochs), n or None, ratio, min_conf, start, 'flip', _pair(crop), _pair(size), bs, _pair(scale, float), lr=lr, sampler=sampler, p=p, schedule=schedule, rows=rows, seed=s, num_workers=workers)
-            df = _collect([Run(p) for p in runs], csv, Path(data).name, command)
+            self_train(table, path, encoder, arch, pretrained, _pair(epochs), n or None, ratio, min_conf, start=start, crop=_pair(crop), size=_pair(size), bs=bs, scale=_pair(scale, float), lr=lr, sampler=sampler, p=p, schedule=schedule,
+                       select=_chosen(share=share, best=best, accuracy=accuracy), labels=labels, rounds=rounds, ema=ema, teacher=teacher and Path(teacher)/f'seed{s}', rows=rows, seed=s, num_workers=workers)
+            df = _collect([r for p in runs for r in Run(p).rounds], csv, Path(data).name, command)
     print(f'\n{summary(df).to_string(index=False)}\n')
     for p in runs: print(f'report: {report(p)}')
 
@@ -145,6 +155,10 @@ def label(
     dest:str, # Folder for labels, confidences and manifest; the same command again goes on there
     tta:str='flip', # 'flip' averages with the mirror image; 'none'
     bs:int=8, # Images in a batch
+    scales:str='1', # Enlargements to average over, '0.75,1,1.25'
+    window:str='', # Height and width of a sliding window, for images that are too large; the whole image at once if not given
+    soft:store_true=False, # Note the second class of each pixel, too
+    shard:str='0,1', # Which part of the work is this process's: '2,4' is the third of four that label one folder together
     strict:store_true=False, # An image that cannot be read is an error
 ):
     "Label a folder of images with a trained network; resumes"
@@ -155,5 +169,6 @@ def label(
         if not done: raise FileNotFoundError(f'{path}: neither student/weights.safetensors nor teacher/weights.safetensors in it')
         path = path/done[0]/'weights.safetensors'
     if tta not in ('flip', 'none'): raise ValueError(f"tta is 'flip' or 'none', not {tta!r}")
-    table = pseudo_label(load_predictor(path), images, dest, tta=None if tta == 'none' else tta, bs=bs, strict=strict)
+    views = dict(scales=tuple(map(float, scales.split(','))), window=_pair(window))
+    table = pseudo_label(load_predictor(path), images, dest, tta=None if tta == 'none' else tta, bs=bs, strict=strict, soft=soft, shard=_pair(shard), **views)
     print(f'{len(table)} images labelled with {path}: {dest}/labels, confidences in {dest}/conf')

@@ -367,6 +367,6 @@ def evaluate(
     cm = ConfusionMatrix(len(table.space))
     for rows in size_batches(table, bs):
         images = [table.image(i) for i in rows]
-        pred = predict_full(learn, images, flip).argmax(1).cpu().numpy()
+        pred = predict_full(learn, images, flip).max(1).indices.cpu().numpy()
         for i, p in zip(rows, pred): cm.update(p, table.mask(i, col, p.shape))
     return cm

@@ -52,23 +52,36 @@ def claim_folder(
         with atomic_write(dest/note) as tmp: tmp.write_text(json.dumps(what, indent=1, ensure_ascii=False), encoding='utf-8')
 
 # %% ../nbs/07_pseudo.ipynb #b7ef3267
-def _lines(file):
-    "The entries of one file by name; unfinished lines do not count"
-    for line in file.read_bytes().split(b'\n'):
-        try: e = json.loads(line)
-        except ValueError: continue
-        yield e.pop('name'), e
+def _lines(dest):
+    "(line, entry) of all manifests; unfinished lines do not count"
+    for file in [*sorted(Path(dest).glob('manifest.*.jsonl')), Path(dest)/'manifest.jsonl']:  # the last one is there before the others go
+        with suppress(FileNotFoundError), open(file, 'rb') as f:
+            for line in f:
+                with suppress(ValueError): yield line, json.loads(line)
+
+def _latest(dest, what):
+    "{name: what(line, entry)}; an image that was labelled is not unreadable, whatever another process found"
+    found, errors = {}, set()
+    for line, e in _lines(dest):
+        name, bad = e['name'], 'error' in e
+        if bad and name in found and name not in errors: continue
+        (errors.add if bad else errors.discard)(name)
+        found[name] = what(line, e)
+    return found
+
+def _progress(dest): 
+    "{name: '' or what is wrong with the image}: little, even for many images"
+    return _latest(dest, lambda line, e: e.get('error', ''))
+
+def _open(done, name): 
+    "Not labelled yet, or unreadable when last tried"
+    return done.get(name) != ''
 
 def read_manifest(
     dest, # folder of pseudo labels
 ) -> dict: # {name: entry}; an entry has `size` (H, W), `conf` (mean, 0 to 1), `agree` (share of pixels on which the mirror images agree), `counts` (pixels of each class), `hist` (of the confidences, 16 bins), or `error`
     "What has been labelled so far, by all processes"
-    entries = {}
-    for file in [*sorted(Path(dest).glob('manifest.*.jsonl')), Path(dest)/'manifest.jsonl']:  # the last one is there before the others go
-        with suppress(FileNotFoundError):
-            for name, e in _lines(file):
-                if 'error' not in e or 'error' in entries.get(name, e): entries[name] = e
-    return entries
+    return _latest(dest, lambda line, e: {k: v for k, v in e.items() if k != 'name'})
 
 def _append(file, entries):
     "Append lines to a manifest; after an unfinished line, begin a new one"
@@ -81,10 +94,10 @@ def _append(file, entries):
 
 def _settle(dest, names):
     "One manifest, in the order of the images"
-    done, file = read_manifest(dest), dest/'manifest.jsonl'
-    lines = ''.join(json.dumps(dict(name=n, **done[n]), ensure_ascii=False) + '\n' for n in dict.fromkeys([*names, *done])).encode()
-    if not file.exists() or file.read_bytes() != lines:
-        with atomic_write(file) as tmp: tmp.write_bytes(lines)
+    lines, file = _latest(dest, lambda line, e: line.rstrip(b'\n') + b'\n'), dest/'manifest.jsonl'
+    order = [*dict.fromkeys([*names, *lines])]
+    if not file.exists() or order != [*lines] or file.stat().st_size != sum(map(len, lines.values())):
+        with atomic_write(file) as tmp, open(tmp, 'wb') as f: f.writelines(lines[n] for n in order)
     for f in dest.glob('manifest.*.jsonl'): f.unlink(missing_ok=True)
 
 # %% ../nbs/07_pseudo.ipynb #37ba5037
@@ -120,7 +133,7 @@ def _predict(learn, images, flip, temperature, soft, views):
     prob, agree = predict_full(learn, images, flip=False, **views), [None] * len(images)
     if flip:
         other = predict_full(learn, [im.transpose(Image.FLIP_LEFT_RIGHT) for im in images], flip=False, **views).flip(-1)
-        agree = (prob.argmax(1) == other.argmax(1)).float().mean((1, 2)).tolist()
+        agree = (prob.max(1).indices == other.max(1).indices).float().mean((1, 2)).tolist()  # ten times as fast as argmax on a CPU
         prob = (prob + other) / 2
     prob = sharpen(prob, temperature)
     conf, label = prob.max(1)
@@ -148,10 +161,6 @@ def _indexing(labels, names, dest, on, **how):
     finally: journal.close()
 
 # %% ../nbs/07_pseudo.ipynb #62967ab1
-def _open(done, name): 
-    "Not labelled yet, or unreadable when last tried"
-    return 'conf' not in done.get(name, {})
-
 def _counts(label, conf, n):
     "(n, 256) pixels of each class and confidence"
     return np.bincount(label.ravel().astype(np.int64) * 256 + conf.ravel(), minlength=n * 256).reshape(n, 256)
@@ -168,7 +177,7 @@ class _Job:
     def write(self, found):
         "Files of one batch, then its lines in the manifest"
         images, errors, predicted = found
-        entries = [dict(name=self.names[i], error=e) for i, e in errors.items() if self.done.get(self.names[i]) != dict(error=e)]
+        entries = [dict(name=self.names[i], error=e) for i, e in errors.items() if self.done.get(self.names[i]) != e]
         for i, label, conf, agree in zip(images, *predicted):
             name = self.names[i]
             if not _open(self.done, name): continue
@@ -185,7 +194,16 @@ class _Job:
             for _ in _ahead(writer, self.write, predicted()): pass
 
 # %% ../nbs/07_pseudo.ipynb #3e9453e0
-def _summarise(labels, names, dest, done, job):
+def _columns(dest, names, n):
+    "The manifest's entries as arrays, in the order of `names`"
+    text, at = [k.encode() for k in names], {k: i for i, k in enumerate(names)}
+    out = {k: np.zeros((len(names), *shape), dtype) for k, dtype, shape in [('size', np.int32, (2,)), ('conf', np.float32, ()), ('agree', np.float32, ()), ('counts', np.int32, (n,)), ('hist', np.int32, (16,))]}
+    for _, e in _lines(dest):
+        if e['name'] in at and 'error' not in e:
+            for k, a in out.items(): a[at[e['name']]] = np.nan if e[k] is None else e[k]
+    return dict(names=np.frombuffer(b''.join(text), np.uint8), ends=np.cumsum([0, *map(len, text)]), **out)
+
+def _summarise(labels, names, dest, job):
     "Write `stats.npz` and `table.csv` of the labelled images"
     n, total = job.n, job.total.copy()
     other = [k for k, name in enumerate(names) if name not in job.written]
@@ -194,13 +212,9 @@ def _summarise(labels, names, dest, done, job):
         with Image.open(r.label) as l: return _counts(np.asarray(l), read_conf(r.conf), n)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for h in _ahead(pool, count, other, 16): total += h
-    es, text = [done[k] for k in names], [k.encode() for k in names]
-    of = lambda key, dtype, shape: np.array([e[key] for e in es], dtype).reshape(len(es), *shape)
-    agree = np.array([np.nan if e['agree'] is None else e['agree'] for e in es], np.float32)
     SegTable(labels.df, labels.space, {**labels.remaps, 'pseudo': Remap.identity(n)}).save(dest/'table.csv')  # thresholds are for `select`
     with atomic_write(dest/'stats.npz') as tmp:
-        np.savez(tmp, names=np.frombuffer(b''.join(text), np.uint8), ends=np.cumsum([0, *map(len, text)]), size=of('size', np.int32, (2,)), conf=of('conf', np.float32, ()),
-                 agree=agree, counts=of('counts', np.int32, (n,)), hist=of('hist', np.int32, (16,)), class_hist=total)
+        np.savez(tmp, **_columns(dest, names, n), class_hist=total)
 
 # %% ../nbs/07_pseudo.ipynb #7672b024
 def _as_table(images, space, dest):
@@ -239,7 +253,7 @@ def pseudo_label(
     root, names = relative_names(table.df.image)
     who = dict(version=2, teacher=' '.join(weights_hash(t.model) for t in teachers), tta=tta, **views, temperature=temperature, soft=soft, size=teachers[0].dls.size, bs=bs)
     claim_folder(dest, 'store.json', dict(who, space=space.to_dict(), root=root))
-    done = read_manifest(dest)
+    done = _progress(dest)
     todo = [rows for rows in size_batches(table, bs)[shard[0]::shard[1]] if any(_open(done, names[i]) for i in rows)]
     labels = _pseudo_rows(table, names, dest, min_conf)
     with _indexing(labels, names, dest, centroids and bool(todo), tile=tile, size=teachers[0].dls.size) as note:
@@ -253,7 +267,7 @@ def _pseudo_rows(table, names, dest, min_conf):
     df, dest = table.df, Path(dest)
     own = 'truth-' + df.remap.str.split('|').str[-1].str.removeprefix('truth-')  # how a hidden truth is read
     df = df.assign(label=[str(dest/'labels'/n) for n in names], conf=[str(dest/'conf'/n) for n in names], kind='pseudo', split='train', remap=np.where(df.truth == '', 'pseudo', 'pseudo|' + own))
-    remaps = {name: table.remap(i, 'truth') for i, name in enumerate(own) if df.truth.iloc[i]}
+    remaps = {name: table.remap(i, 'truth') for i, name in own[df.truth != ''].drop_duplicates().items()}
     return SegTable(df, table.space, dict(remaps, pseudo=Remap.identity(len(table.space), min_conf=min_conf)))
 
 def pseudo_rows(
@@ -262,7 +276,7 @@ def pseudo_rows(
     min_conf=0., # see there
 ) -> SegTable:
     "The images that have a pseudo label by now, finished or not"
-    table, done = table[~table.df.image.duplicated()], read_manifest(dest)
+    table, done = table[~table.df.image.duplicated()], _progress(dest)
     names = relative_names(table.df.image)[1] if len(table) else []
     return _pseudo_rows(table, names, dest, min_conf)[np.array([not _open(done, n) for n in names], bool)]
 
@@ -274,14 +288,14 @@ def _stale(dest, names):
 
 def _finish(labels, names, dest, job, centroids, tile, size, progress):
     "When all images are done: one manifest, statistics, the table, the index of centroids. The rows that have a label by now"
-    done = read_manifest(dest)
-    bad = [f'{n}: {done[n]["error"]}' for n in names if 'error' in done.get(n, ())]
+    done = _progress(dest)
+    bad = [f'{n}: {done[n]}' for n in names if done.get(n)]
     if bad: warnings.warn(f'{len(bad)} of {len(names)} images could not be read and have no pseudo label; the first: {bad[0]}')
     labels = labels[np.array([not _open(done, n) for n in names])]
     if len(labels) + len(bad) < len(names): return labels  # other processes are still at work
     _settle(dest, names)
     keep = [n for n in names if not _open(done, n)]
-    if job.written or _stale(dest, keep): _summarise(labels, keep, dest, done, job)
+    if job.written or _stale(dest, keep): _summarise(labels, keep, dest, job)
     if centroids and len(labels) and (job.written or not (dest/'centroids.npz').exists()): CentroidIndex.build(labels, tile, dest/'centroids.npz', size, progress=None if progress else False, warn=False)
     return labels
 
