@@ -68,8 +68,7 @@ def killed_by_itself(job, *args):
 def contents(folder):
     "{name: bytes} of the files of a run or store, but for times of day and durations; unfinished files, which begin with a dot, do not count"
     files = {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(Path(folder).rglob('*')) if p.is_file() and not p.name.startswith('.')}
-    files.pop('log.csv', None); files.pop('report.html', None)
-    return {k: _timeless(k, v) for k, v in files.items()}
+    return {k: _timeless(k, v) for k, v in files.items() if Path(k).name not in ('log.csv', 'report.html')}
 
 
 def _timeless(name, data):

@@ -169,3 +169,87 @@ def test_thresholds_keep_their_promise(seed, accuracy):
         of, hit = conf[label == c], ok[label == c]
         good = [v for v in of if (of >= v).sum() >= 10 and hit[of >= v].mean() >= accuracy]
         assert t == (min(good) if good else 1.01)
+
+
+# Labels that may be doubted
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from([1, 3]), st.integers(1, 4), st.booleans())
+def test_the_loss_by_hand(seed, channels, n, weighted):
+    rng = np.random.default_rng(seed)
+    pred, targ = rng.normal(size=(2, n, 3, 4)), rng.choice([*range(n), VOID], (2, 3, 4))
+    belief = rng.integers(0, 256, (2, channels, 3, 4))
+    if channels == 3: belief[:, 1], belief[:, 2] = (np.where(targ == VOID, 0, targ) + 1) % n, (255 - belief[:, 0]) // (1 if n == 2 else 2)
+    weight, total, norm = rng.uniform(.1, 3, n) if weighted else np.ones(n), 0, 0
+    for b, y, x in np.ndindex(targ.shape):
+        if targ[b, y, x] == VOID: continue
+        logp = pred[b, :, y, x] - np.log(np.exp(pred[b, :, y, x]).sum())
+        p, (first, *second) = np.zeros(n), belief[b, :, y, x]
+        if channels == 3 and n > 1: p[:] = max(0, 1 - (first + second[1]) / 255) / max(1, n - 2); p[second[0]] = second[1] / 255
+        p[targ[b, y, x]] = first / 255
+        total, norm = total - (weight * p * logp).sum(), norm + (weight * p).sum()
+    loss = SegLoss(torch.tensor(weight) if weighted else None)(torch.tensor(pred), torch.tensor(targ), torch.tensor(belief, dtype=torch.uint8))
+    assert loss.item() == pytest.approx(total / max(norm, 1e-6), rel=1e-4, abs=1e-6)
+
+def test_soft_labels_read_as_hard_ones(home, tmp_path):
+    label(home, tmp_path/'soft', soft=True)
+    soft, hard = PseudoStore.open(tmp_path/'soft'), PseudoStore.open(home/'once')
+    for k in hard.stats: assert np.array_equal(soft.stats[k], hard.stats[k]), k
+    for i in (0, 20, 49):
+        assert (soft.select(.2).mask(i) == hard.select(.2).mask(i)).all()
+        conf, second, conf2 = np.moveaxis(read_conf(soft.table.df.conf[i], soft=True), -1, 0)
+        assert (conf == read_conf(hard.table.df.conf[i])).all() and (conf2 <= conf).all() and (second != soft.table.mask(i)).all()
+    with pytest.raises(ValueError, match='soft is False there and True here'): label(home, home/'once', soft=True)
+
+def test_hard_labels_cannot_be_read_as_soft(home, store):
+    table = scenes(n=4, n_val=1, n_test=0, size=(32, 64), path=home/'four') + store.table
+    with pytest.raises(ValueError, match='no second class in this file; label anew'): [*mixed_dls(table, crop=(16, 16), labels='soft', strict=True).train]
+
+def test_a_truth_with_ids_of_its_own(home, tmp_path):
+    "The hidden labels of a data set are read as that data set says, beside pseudo labels in class ids"
+    ds = scenes(n=6, n_val=0, n_test=0, size=(32, 64), path=home/'six')
+    (tmp_path/'ids').mkdir()
+    for i in range(6): Image.fromarray(np.where(ds.mask(i) == VOID, 0, ds.mask(i) + 20).astype(np.uint8)).save(tmp_path/f'ids/{i}.png')
+    own = Remap({0: VOID, **{k + 20: k for k in range(10)}})
+    few = SegTable.make(ds.df.image, [tmp_path/f'ids/{i}.png' for i in range(6)], ds.space, own, name='city', group=[*'abcdef']).keep_labels(2)
+    made = pseudo_label(load_predictor(home/'w.safetensors'), few.unlabelled, tmp_path/'p', progress=False)
+    again = SegTable.load(tmp_path/'p/table.csv')
+    for t in (made, again, (few + made).train.pseudo, PseudoStore.open(tmp_path/'p').select(.5)):
+        right = [k for k in range(6) if ds.df.image[k] == t.df.image.iloc[0]]
+        assert (t.mask(t.df.index[0], 'truth') == ds.mask(right[0])).all()
+    assert 0 <= pseudo_quality(made).accuracy[0] <= 1
+
+
+# Runs that read one teacher in several ways
+
+TINY = dict(encoder='test_byobnet', epochs=(2, 2), n=8, bs=2, crop=(32, 32), progress=False)
+READINGS = [dict(labels='soft', ema=.9, min_conf=0.), dict(labels='weighted', select=dict(accuracy=.3)), dict(select=dict(share=.5, best=.75), min_conf=.1, tta=None), dict(rounds=3, ema=.5)]
+
+def train(home, out, **how): self_train(SegTable.load(home/'table.csv'), out, **TINY, **how)
+
+def stopped(n, how, home, out):
+    from test_resume import stopping
+    stopping(n, lambda home, out: train(home, out, **how), home, out)
+
+@pytest.mark.parametrize('k', range(len(READINGS)))
+def test_every_reading_can_be_stopped(tmp_path, k):
+    scenes(n=8, n_val=2, n_test=0, size=(32, 64), path=tmp_path/'few').keep_labels(4).save(tmp_path/'table.csv')
+    children.run(_train, tmp_path, tmp_path/'once', READINGS[k])
+    kills = [children.killed_by_itself(stopped, n, READINGS[k], tmp_path, tmp_path/'out') for n in (8, 5, 11, 7)]
+    assert sum(kills) >= 3
+    children.run(_train, tmp_path, tmp_path/'out', READINGS[k])
+    assert_same(tmp_path/'out', tmp_path/'once')
+
+def _train(home, out, how): train(home, out, **how)
+
+def test_a_teacher_is_taken_over(tmp_path):
+    few = scenes(n=8, n_val=2, n_test=0, size=(32, 64), path=tmp_path/'few').keep_labels(4)
+    first = self_train(few, tmp_path/'first', rows=('teacher',), **TINY)
+    with pytest.raises(ValueError, match='no finished teacher'): self_train(few, tmp_path/'x', teacher=tmp_path/'few', **TINY)
+    second = self_train(few, tmp_path/'second', teacher=first, **{**TINY, 'encoder': 'resnet10t'})  # its network counts
+    assert second.config['encoder'] == 'test_byobnet' and second.metrics('teacher') == first.metrics('teacher')
+    fewer = self_train(few.train + few.val[[0]], tmp_path/'fewer', teacher=first.path, **TINY)
+    assert fewer.metrics('teacher')['splits'] != first.metrics('teacher')['splits']               # measured on its own images
+    other = SegTable(few.df, LabelSpace([f'{n}s' for n in few.space.names]), few.remaps)
+    with pytest.raises(ValueError, match='the table is in'): self_train(other, tmp_path/'other', teacher=first, **TINY)
+    with pytest.raises(ValueError, match='teacher is'): self_train(few, tmp_path/'second', **TINY)
