@@ -235,8 +235,10 @@ class Checkpoint(Callback):
     order, run_valid = 65, False
     def __init__(self,
         path, # folder for `state.safetensors` and `history.csv`
+        keep=0, # the weights of so many last epochs stay there, as `epoch12.safetensors`
+        note=None, # dict: what `load_predictor` has to know to open them
         **meta, # JSON values that must be the same when resuming
-    ): self.path, self.meta = Path(path), meta
+    ): self.path, self.keep, self.note, self.meta = Path(path), keep, note or {}, meta
     @property
     def file(self): return self.path/'state.safetensors'
 
@@ -265,6 +267,7 @@ class Checkpoint(Callback):
         (tensors, values), smooth = _opt_state(self.opt), self.recorder.smooth_loss
         tensors.update({f'model.{k}': v for k, v in _cpu(self.model.state_dict()).items()})
         if average := self._average(): tensors.update({f'ema.{k}': v for k, v in _cpu(average.state_dict()).items()})
+        if self.epoch >= self.n_epoch - self.keep: save_weights(self.model, self.path/f'epoch{self.epoch}.safetensors', **self.note)
         _write_tensors(self.file, tensors, state=dict(meta=self.meta, opt=values, history=self.history, smooth=[smooth.count, float(smooth.val)]))
         self._write_history()
 
