@@ -3,7 +3,7 @@
     selftrain-run --data scenes …                # as in results/scenes_selftrain.csv: teachers, controls and the rows of all labels
     python benchmarks/effect_pseudo.py scenes results/scenes_pseudo.csv --base runs/scenes --known results/scenes_selftrain.csv
 
-`--base` is the folder of those runs (`seed0`, `seed1`, …); a teacher that is not there is trained first. `--known` is their table: its rows teacher, control and all are taken over.
+`--base` is the folder of those runs (`seed0`, `seed1`, …); a teacher that is not there is trained first. `--known` is their table: its rows are taken over.
 Each variant of `VARIANTS` takes over the teacher of its seed, labels, chooses, and trains a student; a student of another network gets a control of its own.
 
 The table is written again after each run. Stopped, it goes on where it was; several processes may share the work (`--variants`, `--seeds`), and each collects what all have done.
@@ -67,11 +67,18 @@ def rows_of(run, csv, name, known):
         yield r.results.query('row != "teacher"').assign(variant=label, command=command, **quality(r))
 
 
+def _known(file, done):
+    "The rows of `selftrain-run`; of its students, those whose run was not made again"
+    df = pd.read_csv(file).drop(columns='data')
+    df['variant'] = np.where(df.row == 'student', FIRST, '')
+    return df[(df.row != 'student') | ~df.seed.isin(done)]
+
+
 def collect(name, out, csv, known):
     "The rows of all runs that are complete"
     runs = [Run(p) for p in sorted((out/name).glob('* seed*')) if (p/'student/metrics.json').exists()]
     parts = [rows for r in runs for rows in rows_of(r, csv, name, known)]
-    if known: parts.append(pd.read_csv(known).query('row != "student"').drop(columns='data').assign(variant=''))
+    if known: parts.append(_known(known, {r.config['seed'] for r in runs if 'rounds' in r.path.name}))
     if not parts: return
     df = pd.concat(parts, ignore_index=True)
     df.insert(0, 'data', name)

@@ -35,7 +35,7 @@ def _walk(root, folders, skip=()):
 
 # %% ../nbs/02_datasets.ipynb #441462a2
 _ENDINGS = '', '_P', '_L', '_label', '_mask', '_gt'  # usual additions to the name of a label
-_COMPANIONS = '_inst_label', '_instanceIds', '_color'  # files that lie beside labels and are none
+_COMPANIONS = '_inst_label', '_instanceIds', '_color', '_labelIds', '_labelTrainIds', '_labellevel3Ids'  # files that lie beside labels and are none
 
 def _pair(images, labels, label_name=None):
     "The label path or None for each key of `images`; warns about labels that are left over, ValueError when none fits"
@@ -245,6 +245,29 @@ def _segnet(path):
     return seg_folder(path, images=_SEGNET, labels=tuple(f'{s}annot' for s in _SEGNET), codes='', splits=lists, space=CAMVID, void=11,
                       label_name=lambda k: k.replace('/', 'annot/', 1))
 
+_ELEVEN = {'Sky': 'Sky', 'Building': 'Archway Bridge Building Tunnel Wall', 'Pole': 'Column_Pole TrafficCone', 'Road': 'LaneMkgsDriv LaneMkgsNonDriv Road', 'Pavement': 'ParkingBlock RoadShoulder Sidewalk',
+           'Tree': 'Tree VegetationMisc', 'SignSymbol': 'Misc_Text SignSymbol TrafficLight', 'Fence': 'Fence', 'Car': 'Car OtherMoving SUVPickupTruck Train Truck_Bus', 'Pedestrian': 'Animal CartLuggagePram Child Pedestrian',
+           'Bicyclist': 'Bicyclist MotorcycleScooter'}
+_TO_ELEVEN = {n: CAMVID.index(c) for c, names in _ELEVEN.items() for n in names.split()} | {'Void': VOID}  # of the 32 classes
+
+def _colours(file):
+    "{(r, g, b): class id} of `label_colors.txt`: a line `64 128 64  Animal` for each of the 32 classes"
+    try: lines = [l.split() for l in _lines(file) if l]; return {tuple(map(int, rgb)): _TO_ELEVEN[n] for *rgb, n in lines}
+    except (ValueError, KeyError) as e: raise ValueError(f'{file}: not a list of the colours of CamVid\'s 32 classes ({e!r})') from None
+
+def _authors(path):
+    "The authors' form: masks in colours, 32 classes led to 11; SegNet's splits go by video and frame"
+    table = seg_folder(path, '701_StillsRaw_full', 'LabeledApproved_full', codes='', splits={}, space=CAMVID, remap=Remap(colours=_colours(path/'label_colors.txt')))
+    def split(video, frame): return 'test' if video == 'Seq05VD' or video == '0001TP' and frame > 8535 else 'val' if video == '0016E5' and 7945 < frame < 8175 else 'train'
+    return SegTable(table.df.assign(split=[split(*_frame(Path(p).stem)) for p in table.df.image]), table.space, table.remaps)
+
+def _to_eleven(table):
+    "A table of the 32 classes in the 11"
+    lost = [n for n in table.space.names if n not in _TO_ELEVEN]
+    if lost: raise ValueError(f'classes=11 leads CamVid\'s 32 classes to 11, and these are none of them: {", ".join(lost)}')
+    lut = [_TO_ELEVEN[n] for n in table.space.names]
+    return SegTable(table.df, CAMVID, {k: Remap({i: v if v == VOID else lut[v] for i, v in r.ids.items()}) for k, r in table.remaps.items()})
+
 def _download():
     "fastai's copy of CamVid, fetched once; OSError with the remedy when offline"
     from fastai.data.external import untar_data, URLs
@@ -253,13 +276,15 @@ def _download():
 
 # %% ../nbs/02_datasets.ipynb #129d2986
 def camvid(
-    path=None, # folder of CamVid: images/ + labels/ (plain, or fastai's), or SegNet's train/ + trainannot/ …; None: fastai's copy, downloaded once
+    path=None, # folder of CamVid: images/ + labels/ (plain, or fastai's), SegNet's train/ + trainannot/ …, or its authors' 701_StillsRaw_full/ + LabeledApproved_full/ + label_colors.txt; None: fastai's copy, downloaded once
     protocol:str='official', # 'official': 367/101/233 (val is one 6.7 s clip); 'sequence': whole videos, 429/101/171
-    stretch:float=20. # seconds that a group (a stretch of a video) lasts at least
+    stretch:float=20., # seconds that a group (a stretch of a video) lasts at least
+    classes:int=None # 11: lead fastai's 32 classes to the 11 of most papers; the other forms have 11
 )->SegTable:
     "CamVid (Brostow et al. 2009; splits of SegNet) as a table, groups are stretches of video. OSError when it must be fetched and cannot be; errors of `seg_folder` for a folder of another form."
     path = _download() if path is None else Path(path).expanduser()
-    table = _segnet(path) if (path/'trainannot').is_dir() else seg_folder(path)
+    table = _segnet(path) if (path/'trainannot').is_dir() else _authors(path) if (path/'LabeledApproved_full').is_dir() else seg_folder(path)
+    if classes == 11 and table.space != CAMVID: table = _to_eleven(table)
     if table.space == CAMVID: table.space = CAMVID
     return _protocol(table, protocol, stretch)
 
