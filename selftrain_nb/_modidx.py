@@ -451,6 +451,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'selftrain_nb.public._drop': ('public.html#_drop', 'selftrain_nb/public.py'),
                                      'selftrain_nb.public._has': ('public.html#_has', 'selftrain_nb/public.py'),
                                      'selftrain_nb.public._kind_of_ids': ('public.html#_kind_of_ids', 'selftrain_nb/public.py'),
+                                     'selftrain_nb.public._near': ('public.html#_near', 'selftrain_nb/public.py'),
                                      'selftrain_nb.public._root_of': ('public.html#_root_of', 'selftrain_nb/public.py'),
                                      'selftrain_nb.public._under': ('public.html#_under', 'selftrain_nb/public.py'),
                                      'selftrain_nb.public._unlabelled': ('public.html#_unlabelled', 'selftrain_nb/public.py'),

@@ -14,6 +14,7 @@ from fastcore.script import call_parse, store_true
 from .labels import *
 from .scenes import *
 from .datasets import *
+from .public import *
 
 # %% ../nbs/12_cli.ipynb #24a3730f
 def friendly(f):
@@ -26,7 +27,7 @@ def friendly(f):
     return _inner
 
 # %% ../nbs/12_cli.ipynb #372f0ee5
-READERS = dict(camvid=camvid, idd_lite=idd_lite, seg_folder=seg_folder)
+READERS = dict(camvid=camvid, idd_lite=idd_lite, cityscapes=cityscapes, kitti=kitti, mapillary=mapillary, bdd100k=bdd100k, voc2012=voc2012, idd=idd, seg_folder=seg_folder)
 
 def open_data(
     data, # folder, or 'scenes'
@@ -36,7 +37,7 @@ def open_data(
 ) -> SegTable:
     "A table from what a person types"
     if data == 'scenes': return scenes(n=n, n_val=64, n_test=128, seed=seed)
-    name = reader or next((r for r in ('camvid', 'idd_lite') if r in Path(data).name.lower().replace('-', '_')), 'seg_folder')
+    name = reader or next((r for r in READERS if r in Path(data).name.lower().replace('-', '_')), 'seg_folder')
     if name not in READERS: raise ValueError(f'no reader {name!r}: choose of {", ".join(READERS)}')
     return READERS[name](data)
 
@@ -81,7 +82,7 @@ def run(
     keep:str='', # Labels to keep: '0.25' for a share, '16' for a count; all if not given
     by:str='group', # Keep labels by 'group' (whole videos or stretches) or 'image'
     unlabelled:str='', # Folder of more images without labels
-    reader:str='', # How to read the folder: camvid, idd_lite, seg_folder; by its name if not given
+    reader:str='', # How to read the folder: camvid, idd_lite, cityscapes, kitti, mapillary, bdd100k, voc2012, idd, seg_folder; by its name if not given
     encoder:str='resnet10t', # Any timm encoder
     arch:str='fpn', # Decoder: fpn, deeplabv3plus, unet, pspnet, ...
     pretrained:store_true=False, # Start from timm's ImageNet weights

@@ -15,13 +15,15 @@ from .datasets import *
 # %% ../nbs/02b_public.ipynb #25ef47a1
 def _has(path, parts): return all((path/p).is_dir() for p in parts)
 
+def _near(path): return [*sorted(d for d in path.iterdir() if d.is_dir()), *path.resolve().parents[:3]] if path.is_dir() else []
+
 def _root_of(path, name, parts, inner=()):
     "The folder that holds all `parts`: `path`, or a folder in it that the archive makes; FileNotFoundError says what was looked for, and where it may be"
     path = Path(path).expanduser()
     if not path.is_dir(): raise FileNotFoundError(f'{path}: {"is a file, not a folder" if path.exists() else "no such folder"}')
     for p in (path, *(path/i for i in inner)):
         if _has(p, parts): return p
-    near = [p for p in (*sorted(d for d in path.iterdir() if d.is_dir()), *path.resolve().parents[:3]) if _has(p, parts)]
+    near = [p for p in _near(path) if _has(p, parts)]
     held = ', '.join(sorted(p.name for p in path.iterdir())[:6])
     raise FileNotFoundError(f'{path}: {name} was looked for here and has the folders {", ".join(parts)}; missing: {", ".join(p for p in parts if not (path/p).is_dir())}. '
                             f'It holds: {held or "nothing"}{f"; did you mean {near[0]}?" if near else ". Was every archive unpacked, and into the same folder?"}')
@@ -134,9 +136,9 @@ def bdd100k(
     strict=True, # an image of train or val without a label is an error
 ) -> SegTable:
     "BDD100K's semantic segmentation as a table in Cityscapes' 19 classes, every image a group. Errors as of `cityscapes`"
-    given, path = path, Path(path).expanduser()
-    images, labels, end = next((l for l in _BDD for p in (path, path/'bdd100k') if _has(p, l[:2])), _BDD[0])
-    path = _root_of(given, 'BDD100K', [images, labels], ['bdd100k'])
+    path = Path(path).expanduser()
+    images, labels, end = next((l for l in _BDD for p in (path, *_near(path)) if _has(p, l[:2])), _BDD[0])
+    path = _root_of(path, 'BDD100K', [images, labels], ['bdd100k'])
     pool = 'images/100k/train'
     folders = (images, *[pool] * (extra and (path/pool).is_dir()))
     name = lambda k: k.replace(images, labels, 1) + end
