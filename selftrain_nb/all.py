@@ -12,5 +12,6 @@ from .crops import *
 from .calibration import *
 from .pseudo import *
 from .selftrain import *
+from .transfer import *
 from .report import *
 from .widgets import *

@@ -330,7 +330,7 @@ def _shares(table):
     return c / c.sum() if c.sum() else np.full(len(c), np.nan)
 
 # %% ../nbs/10_report.ipynb #ccc448e9
-def _class_table(run):
+def _class_table(run, new=()):
     "IoU of each class, sorted by its share of the pixels"
     split, space = next(iter(_mious(run)), ''), run.table.space
     if not split: return P('Nothing was measured.')
@@ -338,7 +338,7 @@ def _class_table(run):
     ious = {n: {r: get(r, n) for r in run.done} for n in space.names}
     share = _shares(getattr(run.table, split).real)
     versus = [r for r in ('teacher', 'control') if 'student' in run.done and r in run.done]
-    rows = [[Td(_swatch(_css(space.colours[i])), n, cls='l'), _share(share[i]), Td(_bars(ious[n]), cls='l bars'), *(_diff(ious[n]['student'] - ious[n][r]) for r in versus)]
+    rows = [[Td(_swatch(_css(space.colours[i])), n, Span(' new', cls='up') if n in new else '', cls='l'), _share(share[i]), Td(_bars(ious[n]), cls='l bars'), *(_diff(ious[n]['student'] - ious[n][r]) for r in versus)]
             for i in np.argsort(-np.nan_to_num(share), kind='stable') for n in [space.names[i]]]
     key = P(*((Span(_swatch(f'var(--{r})'), r, ' ') for r in run.done)), cls='dim')
     return Section(key, _balance(ious), _table(['class', f'pixels in {split}', 'IoU %', *(f'student − {r}' for r in versus)], rows))
@@ -393,14 +393,17 @@ def _curves(run):
 
 # %% ../nbs/10_report.ipynb #67febe44
 def _kept(pseudo):
-    "Pixels of each class that are kept, of those that were labelled, and of the truth where there is one, counted on a sample"
+    "Pixels of each class that are kept, that were labelled, that are so in truth where there is one, and that are kept there and right; counted on a sample"
     kept = _sample(pseudo.kept)
     n = len(kept.space); count = lambda a: np.bincount(a.ravel(), minlength=256)[:n]
     raw = Remap.identity(n)
-    c = SimpleNamespace(kept=np.zeros(n), made=np.zeros(n), truth=np.zeros(n))
+    c = SimpleNamespace(**{k: np.zeros(n) for k in ('kept', 'made', 'truth', 'known', 'right')})
     for i, r in enumerate(kept):
-        c.kept += count(kept.mask(i)); c.made += count(read_mask(r.label, raw))
-        if r.truth: c.truth += count(kept.mask(i, 'truth'))
+        mask = kept.mask(i)
+        c.kept += count(mask); c.made += count(read_mask(r.label, raw))
+        if not r.truth: continue
+        truth = kept.mask(i, 'truth')
+        c.truth += count(truth); c.known += count(mask[truth != VOID]); c.right += count(mask[mask == truth])
     return c
 
 def _shares_table(run, pseudo):
@@ -408,10 +411,10 @@ def _shares_table(run, pseudo):
     space, c, share = run.table.space, _kept(pseudo), lambda x: x / x.sum() if x.sum() else np.full(len(x), np.nan)
     real, kept, truth = _shares(run.table.train.real), share(c.kept), share(c.truth)
     has = truth == truth
-    with np.errstate(all='ignore'): rows = zip(space.names, map(_css, space.colours), real, share(c.made), kept, truth, 100 * c.kept / c.made, kept / real)
+    with np.errstate(all='ignore'): rows = zip(space.names, map(_css, space.colours), real, share(c.made), kept, truth, 100 * c.right / c.known, 100 * c.kept / c.made, kept / real)
     pct = lambda x: _num(100 * x, 2)
-    body = [[Td(_swatch(col), n, cls='l'), pct(r), pct(m), pct(k), *([pct(t)] if has.any() else []), _num(left, 0), _times(x)] for n, col, r, m, k, t, left, x in rows]
-    head = ['class', 'labelled images', 'pseudo, all', 'pseudo, kept', *(['hidden truth'] if has.any() else []), 'kept % of class', 'kept ÷ labelled']
+    body = [[Td(_swatch(col), n, cls='l'), pct(r), pct(m), pct(k), *([pct(t), _num(ok, 0)] if has.any() else []), _num(left, 0), _times(x)] for n, col, r, m, k, t, ok, left, x in rows]
+    head = ['class', 'labelled images', 'pseudo, all', 'pseudo, kept', *(['hidden truth', 'right % of kept'] if has.any() else []), 'kept % of class', 'kept ÷ labelled']
     return _table(head, body), c.kept.sum() / max(c.made.sum(), 1)
 
 def _times(x): 
@@ -507,12 +510,12 @@ def _times_table(run):
     return Section(_table(['stage', 'finished', 'took'], [*rows, ['all stages', Td('', cls='l'), _time(log.seconds.sum())]], left=2), note) if rows else P('No stage is finished yet.')
 
 # %% ../nbs/10_report.ipynb #fe8c3147
-def _body(run, n_images, title):
+def _body(run, n_images, title, new=()):
     "The parts of the page"
     links = dict(pictures='Pictures', classes='Classes', curves='Curves', pseudo='Pseudo labels', run='What was run')
     return [Header(H1(title), P('A self-training run: teacher, pseudo labels, student.', cls='dim'), Nav(*(A(t, href=f'#{i}') for i, t in links.items()))),
             _headline(run), _rows_table(run), _legend(run.table.space), _pictures(run, n_images),
-            H2('Class by class', id='classes'), _class_table(run),
+            H2('Class by class', id='classes'), _class_table(run, new),
             H2('Curves', id='curves'), _curves(run), P('The training loss of the student is taken on pseudo labels, too, and cannot be compared with that of the others; the dotted lines can.', cls='dim'),
             H2('Pseudo labels', id='pseudo'), _lessons(run),
             H2('What was run', id='run'), H3('Data'), _data_table(run), H3('Time'), _times_table(run), H3('Settings'), _settings(run), H3('Conditions'), _conditions(run),
@@ -524,6 +527,7 @@ def report(
     path=None, # file to write; `report.html` in the run's folder if not given
     n_images=6, # validation images to show, and as many pseudo-labelled ones
     title=None, # heading; the name of the folder if not given
+    new=(), # names of classes to mark as new, see `transfer`
 ) -> Path: # the file
     "Write one self-contained HTML file about a run, atomically; FileNotFoundError where there is no run"
     run = run if isinstance(run, Run) else Run(run)
@@ -531,7 +535,7 @@ def report(
         if not (run.path/f).exists(): raise FileNotFoundError(f'{run.path}: no run here ({f} is missing); give the folder that self_train wrote to')
     path, title = Path(path or run.path/'report.html'), title or f'Run {run.path.resolve().name}'
     head = [Meta(charset='utf-8'), Meta(name='viewport', content='width=device-width, initial-scale=1'), Meta(name='color-scheme', content='light dark'), ft("title", title), Style(Safe(_FRAME))]
-    page = Html(Head(*head), Body(Main(_styled(*_body(run, n_images, title)))), lang='en')
+    page = Html(Head(*head), Body(Main(_styled(*_body(run, n_images, title, new)))), lang='en')
     with atomic_write(path) as tmp: tmp.write_text(to_xml(page, indent=False), encoding='utf-8')
     return path
 

@@ -98,7 +98,8 @@ def _fit(run, row, table, bar):
     "Train a row and save its weights"
     c, out, plan = run.config, run.path/row, _plan(row, run.config)
     learn = _learner(c, row, table, plan, [run.path/d/'centroids.npz' for d in (row, 'teacher', 'pseudo')])
-    if plan.start: load_weights(learn.model, run.path/plan.start/'weights.safetensors')
+    begin = run.path/plan.start/'weights.safetensors' if plan.start else run.path/'init.safetensors' if c['init'] and row in ('teacher', 'all') else None
+    if begin: load_weights(learn.model, begin)
     if not bar: learn.logger = noop
     cbs = [_schedule(c['schedule']), Checkpoint(out, row=row, table=table_hash(table)), *([EMA(c['ema'])] if c['ema'] else [])]
     with (nullcontext() if bar else learn.no_bar()): learn.fit_one_cycle(plan.epochs, cbs=cbs)
@@ -211,6 +212,11 @@ def _known(teacher, space):
     if known.dls.space != space: raise ValueError(f'{run.path}: its teacher knows {known.dls.space}, the table is in {space}')
     return run, known
 
+def _bytes_hash(path):
+    "A short name for what a file holds; FileNotFoundError where there is none"
+    if not Path(path).exists(): raise FileNotFoundError(f'{path}: no such weights to begin with')
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]
+
 def _check_labels(table, labels, select):
     if labels not in ('hard', 'weighted', 'soft'): raise ValueError(f"labels are 'hard', 'weighted' or 'soft', not {labels!r}")
     unknown = set(select or ()) - set(SELECT)
@@ -260,6 +266,7 @@ def self_train(
     rows=('teacher', 'student'), # what to train, of `ROWS`
     ema=0., # decay of the moving average of the weights that each fit ends with, see `EMA`; none if 0
     teacher=None, # finished `Run`, or its folder, whose teacher is taken over (with its encoder and arch) instead of training one
+    init=None, # file of weights that teacher and row `all` begin with, such as those of `carry_head`
     student=None, # dict of `encoder` and `arch`, for a student (and control) that is another network than its teacher
     rounds=1, # how often the student becomes the teacher of the next round
     seed=0, # of everything
@@ -275,11 +282,13 @@ def self_train(
     _schedule(schedule)  # a wrong name is to fail at once
     n = n or max(len(table.train.real), 25 * bs)
     config = dict(encoder=encoder, arch=arch, pretrained=pretrained, epochs=epochs, n=n, ratio=ratio, min_conf=min_conf, start=start, tta=tta, crop=crop, size=size, scale=scale, sampler=sampler, p=p, tile=tile, schedule=schedule,
-                  bs=bs, lr=lr, weight_power=weight_power, labels=labels, select=select, ema=ema, teacher=teacher and weights_hash(known.model), student=student, seed=seed, num_workers=num_workers, table=table_hash(table))
+                  bs=bs, lr=lr, weight_power=weight_power, labels=labels, select=select, ema=ema, teacher=teacher and weights_hash(known.model), init=init and _bytes_hash(init), student=student, seed=seed, num_workers=num_workers, table=table_hash(table))
     run = Run(out)
     if not (run.path/'config.json').exists(): seg_model(len(table.space), encoder, arch, pretrained)  # a wrong name is to fail before the folder is taken
     claim_folder(run.path, 'config.json', config)
     if not (run.path/'table.csv').exists(): table.save(run.path/'table.csv')
+    if init and not (run.path/'init.safetensors').exists():
+        with atomic_write(run.path/'init.safetensors') as tmp: tmp.write_bytes(Path(init).read_bytes())
     if teacher and not (run.path/'teacher/weights.safetensors').exists(): _hand_over(teacher, run, 'teacher')
     _train_rows(run, rows, table, progress)
     _more_rounds(run, rounds, rows, table, progress)
