@@ -5,12 +5,11 @@
 # %% auto #0
 __all__ = ['TRANSFER_ROWS', 'Led', 'led', 'carry_head', 'Transfer', 'transfer']
 
-# %% ../nbs/09_transfer.ipynb #5c32d60a
+# %% ../nbs/09_transfer.ipynb #bfd9b61e
 import json
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np, pandas as pd, torch, torch.nn as nn
-from fastai.vision.all import set_seed
 from .labels import *
 from .mapping import *
 from .metrics import *
@@ -41,7 +40,7 @@ def led(
     model = Led(known.model, mapping).to(next(known.model.parameters()).device).eval()
     return SimpleNamespace(model=model, dls=SimpleNamespace(space=mapping.target, size=known.dls.size))
 
-# %% ../nbs/09_transfer.ipynb #19052589
+# %% ../nbs/09_transfer.ipynb #88339649
 def carry_head(
     known, # predictor of the source's classes, see `load_predictor`
     mapping, # `Mapping`
@@ -49,8 +48,10 @@ def carry_head(
     seed=0, # of the new classes' weights
 ):
     "Write the weights of a network for the target's classes that begins as the source's; ValueError where the network has no `segmentation_head`"
-    set_seed(seed)
-    old, state = known.model.state_dict(), seg_model(len(mapping.target), known.encoder, known.arch).state_dict()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = seg_model(len(mapping.target), known.encoder, known.arch)
+    old, state = known.model.state_dict(), model.state_dict()
     heads = [k for k in old if 'segmentation_head' in k]
     if not heads: raise ValueError(f'this network has no part named segmentation_head: {", ".join(list(old)[-4:])} …')
     lut = mapping.lut[:len(mapping.source)]
@@ -59,7 +60,6 @@ def carry_head(
         if v.ndim == 1: state[k] = torch.full_like(state[k], v.mean().item())
         for c in range(len(mapping.target)):
             if (lut == c).any(): state[k][c] = v[torch.from_numpy(lut == c)].mean(0)
-    model = seg_model(len(mapping.target), known.encoder, known.arch)
     model.load_state_dict(state)
     save_weights(model, path, encoder=known.encoder, arch=known.arch, space=mapping.target.to_dict(), size=known.dls.size)
 

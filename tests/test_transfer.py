@@ -1,0 +1,82 @@
+"A network taken to another city: stops, mappings of several classes to one, and what each row is given to learn from."
+import numpy as np, pytest, torch
+
+import children
+from children import assert_same
+from selftrain_nb.all import *
+
+TINY = dict(encoder='test_byobnet', n=8, bs=2, crop=(32, 32), progress=False)
+
+
+@pytest.fixture(scope='module')
+def cities(tmp_path_factory):
+    home = tmp_path_factory.mktemp('cities')
+    for c in 'AB': scenes(n=8, n_val=2, n_test=0, size=(32, 64), city=c, path=home/c).save(home/f'{c}.csv')
+    return home
+
+def table(home, c): return SegTable.load(home/f'{c}.csv')
+
+def move(home, out, **how):
+    transfer(table(home, 'A'), table(home, 'B'), CITY_A_TO_B, out, target_labels=4, **{'epochs': (2, 1, 1), **TINY, **how})
+
+def stopped(n, home, out):
+    from test_resume import stopping
+    stopping(n, move, home, out)
+
+@pytest.mark.filterwarnings('ignore:no real label')
+def test_a_stop_at_any_moment(cities, tmp_path):
+    children.run(move, cities, tmp_path/'once')
+    kills = [children.killed_by_itself(stopped, n, cities, tmp_path/'out') for n in (3, 9, 14, 20, 6)]
+    assert sum(kills) >= 4
+    children.run(move, cities, tmp_path/'out')
+    assert_same(tmp_path/'out', tmp_path/'once')
+    t = Transfer(tmp_path/'once')
+    r = t.results.set_index('row')
+    assert list(r.index) == list(TRANSFER_ROWS) and t.done == list(TRANSFER_ROWS)
+    assert (r.n_real[['scratch', 'finetune', 'centroids', 'student', 'control']] == 4).all() and r.n_real['all'] == 8 and r.n_pseudo['student'] == 4
+    assert r.steps['all'] == r.steps['finetune'] + r.steps['control'] and r.steps['student'] == r.steps['control']
+    assert r.miou_new['source'] == 0
+    for row in TRANSFER_ROWS:
+        m = t.metrics(row)['splits']['val']
+        assert r.miou[row] == pytest.approx(100 * evaluate(t.predictor(row), table(cities, 'B').val).miou, abs=.01)
+        known = [100 * v for k, v in m['iou'].items() if v is not None and k not in ('fence', 'tram')]
+        assert r.miou_shared[row] == pytest.approx(np.mean(known), abs=.01)
+
+@pytest.mark.parametrize('where,pseudo', [('target', 4), ('source', 8), ('both', 12)])
+def test_where_pseudo_labels_are_made(cities, tmp_path, where, pseudo):
+    move(cities, tmp_path/'out', pseudo_on=where, rows=('student',), epochs=(1, 1, 1))
+    t = Transfer(tmp_path/'out')
+    assert t.results.set_index('row').n_pseudo['student'] == pseudo
+    run = t.run('student')[0]
+    made = SegTable.load(run.path/'selected.csv')
+    folders = {'target': {'B'}, 'source': {'A'}, 'both': {'A', 'B'}}[where]
+    assert {c for c in 'AB' if made.df.image.str.contains(f'/{c}/').any()} == folders
+    assert (run.table.revealed.train.real.df.image.str.contains('/B/')).all()                # nothing of the source is taken for a truth
+
+def test_a_finished_run_as_the_source(cities, tmp_path):
+    home = self_train(table(cities, 'A'), tmp_path/'home', rows=('teacher',), epochs=(2, 1), **TINY)
+    t = transfer(home, table(cities, 'B'), CITY_A_TO_B, tmp_path/'out', target_labels=4, rows=('source', 'finetune'), epochs=(9, 1, 1), **TINY)
+    assert not (t.path/'source').exists() and t.done == ['source', 'finetune']
+    first = load_predictor(t.path/'carried.safetensors')
+    x = torch.randn(2, 3, 32, 64)
+    assert torch.allclose(first.model(x)[:, :10], home.predictor('teacher').model(x), atol=1e-4)
+    with pytest.raises(ValueError, match='no finished teacher'): transfer(Run(tmp_path/'nowhere'), table(cities, 'B'), CITY_A_TO_B, tmp_path/'x', **TINY)
+
+@pytest.mark.parametrize('mapping', [CITYSCAPES_TO_CAMVID, CAMVID_TO_IDD_LITE, IDD_LITE_TO_CAMVID, CITY_B_TO_A], ids=str)
+def test_heads_by_hand(tmp_path, mapping):
+    torch.manual_seed(0)
+    from types import SimpleNamespace
+    known = SimpleNamespace(model=seg_model(len(mapping.source), 'test_byobnet').eval(), encoder='test_byobnet', arch='fpn', dls=SimpleNamespace(space=mapping.source, size=None))
+    for b in known.model.net.segmentation_head[0].bias.data: b.uniform_(-1, 1)
+    carry_head(known, mapping, tmp_path/'w.safetensors')
+    again = load_predictor(tmp_path/'w.safetensors')
+    old, new = (k.model.net.segmentation_head[0] for k in (known, again))
+    for c, name in enumerate(mapping.target.names):
+        of = [k for k, n in enumerate(mapping.source.names) if mapping.to[n] == name]
+        assert torch.allclose(new.bias[c], old.bias[of].mean() if of else old.bias.mean())
+        if of: assert torch.allclose(new.weight[c], old.weight[of].mean(0))
+    x = torch.randn(1, 3, 32, 64)
+    p, q = known.model(x).softmax(1), led(known, mapping).model(x).exp()
+    for c, name in enumerate(mapping.target.names):
+        of = [k for k, n in enumerate(mapping.source.names) if mapping.to[n] == name]
+        assert torch.allclose(q[:, c], p[:, of].sum(1), atol=1e-5)
