@@ -1,0 +1,73 @@
+"""A network taken to another domain with other classes, against the baselines: results/transfer_scenes.csv, results/transfer_camvid_idd.csv
+
+    python benchmarks/effect_transfer.py city results/transfer_scenes.csv
+    python benchmarks/effect_transfer.py night results/transfer_scenes.csv
+    python benchmarks/effect_transfer.py camvid-idd results/transfer_camvid_idd.csv --camvid path/to/camvid --idd path/to/idd_lite
+    python benchmarks/effect_transfer.py idd-camvid results/transfer_camvid_idd.csv --camvid path/to/camvid --idd path/to/idd_lite
+
+Each number of target labels and each seed is one `transfer`; the source's network is trained once for each seed. The rows of all tasks that go into one table are collected in it.
+The table is written again after each transfer. Stopped, it goes on where it was; several processes may share the work (`--labels`, `--seeds`).
+"""
+from pathlib import Path
+
+import pandas as pd, torch
+from fastcore.script import call_parse
+
+from common import SETTINGS
+from selftrain_nb.all import *
+
+STREETS = dict(n=256, n_val=64, n_test=128)  # by night, those of another seed: other streets, too
+TABLES = dict(transfer_scenes=('city', 'night'), transfer_camvid_idd=('camvid-idd', 'idd-camvid'))
+
+
+def same(space): return Mapping(space, space, {n: n for n in space.names})
+
+def task_of(name, camvid_path, idd_path):
+    "Source, target, mapping, settings of the fits"
+    if name == 'city': return scenes(**STREETS), scenes(**STREETS, city='B'), CITY_A_TO_B, SETTINGS['scenes']['fit']
+    if name == 'night': return scenes(**STREETS), scenes(**STREETS, domain='night', seed=1), same(CITY_A), SETTINGS['scenes']['fit']
+    a, b, fit = camvid(camvid_path), idd_lite(idd_path), SETTINGS['camvid']['fit']
+    if name == 'camvid-idd': return a, b, CAMVID_TO_IDD_LITE, fit
+    if name == 'idd-camvid': return b, a, IDD_LITE_TO_CAMVID, fit
+    raise ValueError(f'no task {name!r}: choose of city, night, camvid-idd, idd-camvid')
+
+
+def collect(out, csv):
+    "The rows of all transfers of one table"
+    parts = []
+    for task in TABLES.get(csv.stem, ()):
+        for file in sorted(out.glob(f'{task} N* seed*/transfer.json')):
+            t = Transfer(file.parent)
+            n, seed = (p.lstrip('Nsed') for p in t.path.name.split()[1:])
+            if t.done: parts.append(t.results.assign(data=task, asked=int(n), command=f'python benchmarks/effect_transfer.py {task} results/{csv.name} --labels {n} --seeds {seed}'))
+    if not parts: return
+    df = pd.concat(parts, ignore_index=True)
+    for k, c in enumerate(('data', 'asked')): df.insert(k, c, df.pop(c))
+    df['command'] = df.pop('command')
+    for c, order in (('row', TRANSFER_ROWS), ('split', ('val', 'test'))): df[c] = pd.Categorical(df[c], order)
+    with atomic_write(csv) as tmp: df.sort_values(['data', 'asked', 'row', 'seed', 'split']).to_csv(tmp, index=False)
+
+
+@call_parse
+def main(
+    task:str, # 'city', 'night', 'camvid-idd' or 'idd-camvid'
+    csv:str, # The table to write
+    out:str='runs/transfer', # Folder of the transfers
+    camvid:str='', # Folder of CamVid
+    idd:str='', # Folder of IDD-lite
+    labels:str='100,10,30', # Target labels, in order of worth
+    seeds:str='0,1,2',
+    pseudo_on:str='target', # Images that get pseudo labels
+    lr:float=1e-3, # Peak learning rate of all fits in the target; the source's is 3e-3
+):
+    torch.set_num_threads(1)
+    out, csv = Path(out), Path(csv)
+    source, target, mapping, fit = task_of(task, camvid, idd)
+    first, second = fit['epochs']
+    fit = {k: v for k, v in fit.items() if k != 'epochs'}
+    for n in map(int, labels.split(',')):
+        for seed in map(int, seeds.split(',')):
+            home = self_train(source, out/f'{task} source seed{seed}', rows=('teacher',), epochs=(first, 1), seed=seed, progress=False, **fit)
+            transfer(home, target, mapping, out/f'{task} N{n} seed{seed}', n, pseudo_on, epochs=(first, second, second), seed=seed, lr=lr, progress=False, **fit)
+            collect(out, csv)
+            print(f'{task} N={n} seed={seed}', flush=True)
