@@ -230,6 +230,7 @@ class EMA(Callback):
     def after_fit(self): 
         if self.average.n_averaged: self.model.load_state_dict(self.average.module.state_dict())
 
+# %% ../nbs/05_models.ipynb #b882adee
 class Checkpoint(Callback):
     "Save a fit after each epoch, and go on from there when the same fit is called again"
     order, run_valid = 65, False

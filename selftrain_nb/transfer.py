@@ -152,6 +152,7 @@ def _runs(t, rows, few, full, lessons, init, epochs, how):
     if 'centroids' in rows: self_train(few, t.path/'centroids', init=init, **one, **{**how, 'sampler': 'centroid'})
     if 'all' in rows: self_train(full, t.path/'all', init=init, rows=('teacher',), epochs=(first + second, 1), **how)
 
+# %% ../nbs/09_transfer.ipynb #5365d5dc
 def transfer(
     source, # `SegTable` with labels, or a finished `Run` whose teacher is the source's network
     target, # `SegTable` with labels; those that are not among the few are hidden, and used for row `all` alone
