@@ -30,7 +30,7 @@ class Led(nn.Module):
             if v != VOID: to[v, k] = 1
         self.model = model; self.register_buffer('becomes', to)
 
-    def forward(self, x): return torch.einsum('ts,bshw->bthw', self.becomes, self.model(x).softmax(1)).clamp(min=1e-12).log()
+    def forward(self, x): return torch.einsum('ts,bshw->bthw', self.becomes, self.model(x).softmax(1)).float().clamp(min=1e-12).log()
 
 def led(
     known, # predictor of the source's classes, see `load_predictor`
