@@ -10,7 +10,7 @@ import hashlib, json, platform, time
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
-import pandas as pd, torch
+import numpy as np, pandas as pd, torch
 from fastcore.basics import noop, patch
 from .labels import *
 from .metrics import *
@@ -281,7 +281,7 @@ def self_train(
         encoder, arch = known.encoder, known.arch
     _schedule(schedule)  # a wrong name is to fail at once
     n = n or max(len(table.train.real), 25 * bs)
-    config = dict(encoder=encoder, arch=arch, pretrained=pretrained, epochs=epochs, n=n, ratio=ratio, min_conf=min_conf, start=start, tta=tta, crop=crop, size=size, scale=scale, sampler=sampler, p=p, tile=tile, schedule=schedule,
+    config = dict(encoder=encoder, arch=arch, pretrained=pretrained, epochs=epochs, n=n, ratio=ratio, min_conf=np.asarray(min_conf, float).tolist(), start=start, tta=tta, crop=crop, size=size, scale=scale, sampler=sampler, p=p, tile=tile, schedule=schedule,
                   bs=bs, lr=lr, weight_power=weight_power, labels=labels, select=select, ema=ema, teacher=teacher and weights_hash(known.model), init=init and _bytes_hash(init), student=student, seed=seed, num_workers=num_workers, table=table_hash(table))
     run = Run(out)
     if not (run.path/'config.json').exists(): seg_model(len(table.space), encoder, arch, pretrained)  # a wrong name is to fail before the folder is taken
@@ -289,7 +289,7 @@ def self_train(
     if not (run.path/'table.csv').exists(): table.save(run.path/'table.csv')
     if init and not (run.path/'init.safetensors').exists():
         with atomic_write(run.path/'init.safetensors') as tmp: tmp.write_bytes(Path(init).read_bytes())
-    if teacher and not (run.path/'teacher/weights.safetensors').exists(): _hand_over(teacher, run, 'teacher')
+    if teacher and 'teacher' not in run.done: _hand_over(teacher, run, 'teacher')
     _train_rows(run, rows, table, progress)
     _more_rounds(run, rounds, rows, table, progress)
     return run

@@ -242,6 +242,20 @@ def test_every_reading_can_be_stopped(tmp_path, k):
 
 def _train(home, out, how): train(home, out, **how)
 
+def take_over(home, out): self_train(SegTable.load(home/'table.csv'), out, teacher=home/'first', min_conf=np.linspace(.1, .3, 10), **TINY)
+
+def taking_over(n, home, out):
+    from test_resume import stopping
+    stopping(n, take_over, home, out)
+
+def test_taking_over_can_be_stopped(tmp_path):
+    scenes(n=8, n_val=2, n_test=0, size=(32, 64), path=tmp_path/'few').keep_labels(4).save(tmp_path/'table.csv')
+    self_train(SegTable.load(tmp_path/'table.csv').train, tmp_path/'first', rows=('teacher',), **TINY)     # of another table: it is measured again
+    children.run(take_over, tmp_path, tmp_path/'once')
+    assert all(children.killed_by_itself(taking_over, n, tmp_path, tmp_path/'out') for n in (3, 4, 5, 3))
+    children.run(take_over, tmp_path, tmp_path/'out')
+    assert_same(tmp_path/'out', tmp_path/'once')
+
 def test_a_teacher_is_taken_over(tmp_path):
     few = scenes(n=8, n_val=2, n_test=0, size=(32, 64), path=tmp_path/'few').keep_labels(4)
     first = self_train(few, tmp_path/'first', rows=('teacher',), **TINY)
