@@ -57,6 +57,16 @@ def lab(folder):
     finally: server.terminate(); server.wait(20)
 
 
+def run_first_cell(page):
+    "Press Shift+Enter when the kernel is there, and again if nobody was listening yet"
+    page.get_by_text('Python 3 (ipykernel) | Idle').wait_for()
+    cell = page.locator('.jp-Notebook .jp-CodeCell').first
+    for _ in range(12):
+        cell.locator('.cm-content').click()
+        page.keyboard.press('Shift+Enter')
+        page.wait_for_timeout(5000)
+        if cell.locator('.jp-InputPrompt').inner_text().strip() != '[ ]:': return  # a star while it runs, then a number
+
 @pytest.fixture(scope='module')
 def page(lab):
     "The notebook in a browser, its cell run"
@@ -66,8 +76,7 @@ def page(lab):
         page = browser.new_page(viewport=dict(width=1400, height=1000))
         page.set_default_timeout(60_000)
         page.goto(f'{lab}/lab/tree/explore.ipynb?reset')
-        page.locator('.jp-Notebook .jp-CodeCell .cm-content').click()
-        page.keyboard.press('Shift+Enter')
+        run_first_cell(page)
         page.locator('.widget-image').wait_for(); page.locator('.widget-html table').wait_for()
         yield page
         browser.close()
