@@ -640,6 +640,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'selftrain_nb.selftrain._train_row': ('selftrain.html#_train_row', 'selftrain_nb/selftrain.py'),
                                         'selftrain_nb.selftrain._train_rows': ('selftrain.html#_train_rows', 'selftrain_nb/selftrain.py'),
                                         'selftrain_nb.selftrain._tuple': ('selftrain.html#_tuple', 'selftrain_nb/selftrain.py'),
+                                        'selftrain_nb.selftrain.measure_splits': ( 'selftrain.html#measure_splits',
+                                                                                   'selftrain_nb/selftrain.py'),
                                         'selftrain_nb.selftrain.self_train': ('selftrain.html#self_train', 'selftrain_nb/selftrain.py'),
                                         'selftrain_nb.selftrain.table_hash': ('selftrain.html#table_hash', 'selftrain_nb/selftrain.py')},
             'selftrain_nb.transfer': { 'selftrain_nb.transfer.Led': ('transfer.html#led', 'selftrain_nb/transfer.py'),

@@ -12,7 +12,6 @@ from types import SimpleNamespace
 import numpy as np, pandas as pd, torch, torch.nn as nn
 from .labels import *
 from .mapping import *
-from .metrics import *
 from .models import *
 from .pseudo import *
 from .selftrain import *
@@ -124,14 +123,8 @@ Transfer.results = property(_results)
 
 def _abroad(t, source, mapping, target, bs):
     "Measure the source's network on the target's images"
-    splits = {}
-    for s in ('val', 'test'):
-        part = getattr(target, s).real
-        if len(part):
-            cm = evaluate(led(source, mapping), part, bs=bs)
-            iou = {k: None if np.isnan(v) else round(float(v), 6) for k, v in class_iou(cm, mapping.target.names).items()}
-            splits[s] = dict(miou=round(float(cm.miou), 6), acc=round(float(cm.acc), 6), iou=iou)
-    with atomic_write(t.path/'abroad.json') as tmp: tmp.write_text(json.dumps(dict(splits=splits), indent=1), encoding='utf-8')
+    found = dict(splits=measure_splits(led(source, mapping), target, bs))
+    with atomic_write(t.path/'abroad.json') as tmp: tmp.write_text(json.dumps(found, indent=1), encoding='utf-8')
 
 # %% ../nbs/09_transfer.ipynb #49006fc4
 def _known(source, mapping, out, epochs, how):
