@@ -2,7 +2,7 @@
 import json, time
 from pathlib import Path
 
-import numpy as np
+import numpy as np, pandas as pd
 from PIL import Image
 
 from selftrain_nb.all import *
@@ -24,6 +24,16 @@ def large_labels(data, n):
     "Label maps enlarged to 1024x2048, and the number of classes"
     table, rows = rows_of(data, n)
     return [np.asarray(Image.fromarray(table.mask(i)).resize(SIZE, Image.NEAREST)) for i in rows], len(table.space)
+
+
+def update_table(csv, parts, order, keys=('row', 'seed', 'split'), first=None):
+    "Write the rows of `parts` beside those that the table has already, which they replace; `order`: columns to sort by, and the order of their values"
+    old = pd.read_csv(csv) if Path(csv).exists() else None
+    df = pd.concat([p for p in (first, old, *parts) if p is not None], ignore_index=True)
+    for c, values in order.items(): df[c] = pd.Categorical(df[c].fillna('') if '' in values else df[c], values)
+    df['command'] = df.pop('command')
+    df = df.drop_duplicates([*keys], keep='last').sort_values([*keys])
+    with atomic_write(csv) as tmp: df.to_csv(tmp, index=False)
 
 
 def noisy(mask, n_classes, share=.01, seed=0):

@@ -6,14 +6,14 @@
 `--base` is the folder of those runs (`seed0`, `seed1`, …); a teacher that is not there is trained first. `--known` is their table: its rows are taken over.
 Each variant of `VARIANTS` takes over the teacher of its seed, labels, chooses, and trains a student; a student of another network gets a control of its own.
 
-The table is written again after each run. Stopped, it goes on where it was; several processes may share the work (`--variants`, `--seeds`), and each collects what all have done.
+After each run the table is written again: rows of runs in `--out` replace those it has, others stay. Stopped, it goes on where it was; several processes may share the work (`--variants`, `--seeds`), and each collects what all have done.
 """
 from pathlib import Path
 
 import numpy as np, pandas as pd, torch
 from fastcore.script import call_parse
 
-from common import SETTINGS
+from common import SETTINGS, update_table
 from selftrain_nb.all import *
 from selftrain_nb.cli import open_data
 
@@ -67,26 +67,18 @@ def rows_of(run, csv, name, known):
         yield r.results.query('row != "teacher"').assign(variant=label, command=command, **quality(r))
 
 
-def _known(file, done):
-    "The rows of `selftrain-run`; of its students, those whose run was not made again"
+def _known(file):
+    "The rows of `selftrain-run`"
     df = pd.read_csv(file).drop(columns='data')
-    df['variant'] = np.where(df.row == 'student', FIRST, '')
-    return df[(df.row != 'student') | ~df.seed.isin(done)]
+    return df.assign(variant=np.where(df.row == 'student', FIRST, ''))
 
 
 def collect(name, out, csv, known):
-    "The rows of all runs that are complete"
+    "Add the rows of all runs that are complete to the table"
     runs = [Run(p) for p in sorted((out/name).glob('* seed*')) if (p/'student/metrics.json').exists()]
     parts = [rows for r in runs for rows in rows_of(r, csv, name, known)]
-    if known: parts.append(_known(known, {r.config['seed'] for r in runs if 'rounds' in r.path.name}))
-    if not parts: return
-    df = pd.concat(parts, ignore_index=True)
-    df.insert(0, 'data', name)
-    for k, c in enumerate(('variant', 'kept', 'right')): df.insert(3 + k, c, df.pop(c))
-    df['command'] = df.pop('command')
-    order = dict(row=ROWS, variant=['', FIRST, 'round 2', 'round 3', *VARIANTS], split=['val', 'test'])
-    for k, v in order.items(): df[k] = pd.Categorical(df[k], v)
-    with atomic_write(csv) as tmp: df.sort_values(['variant', 'row', 'seed', 'split']).to_csv(tmp, index=False)
+    order = dict(variant=['', FIRST, 'round 2', 'round 3', *VARIANTS], row=ROWS, split=['val', 'test'])
+    update_table(csv, [p.assign(data=name) for p in parts], order, ('variant', 'row', 'seed', 'split'), _known(known).assign(data=name) if known else None)
 
 
 @call_parse

@@ -5,15 +5,15 @@
     python benchmarks/effect_transfer.py camvid-idd results/transfer_camvid_idd.csv --camvid path/to/camvid --idd path/to/idd_lite
     python benchmarks/effect_transfer.py idd-camvid results/transfer_camvid_idd.csv --camvid path/to/camvid --idd path/to/idd_lite
 
-Each number of target labels and each seed is one `transfer`; the source's network is trained once for each seed. The rows of all tasks that go into one table are collected in it.
+Each number of target labels and each seed is one `transfer`; the source's network is trained once for each seed, and so is row `all`. `asked` is the number of labels: 0 for row `source`. The rows of all tasks that go into one table are collected in it.
 The table is written again after each transfer. Stopped, it goes on where it was; several processes may share the work (`--labels`, `--seeds`).
 """
 from pathlib import Path
 
-import pandas as pd, torch
+import torch
 from fastcore.script import call_parse
 
-from common import SETTINGS
+from common import SETTINGS, update_table
 from selftrain_nb.all import *
 
 STREETS = dict(n=256, n_val=64, n_test=128)  # by night, those of another seed: other streets, too
@@ -39,13 +39,14 @@ def collect(out, csv):
         for file in sorted(out.glob(f'{task} N* seed*/transfer.json')):
             t = Transfer(file.parent)
             n, seed = (p.lstrip('Nsed') for p in t.path.name.split()[1:])
-            if t.done: parts.append(t.results.assign(data=task, asked=int(n), command=f'python benchmarks/effect_transfer.py {task} results/{csv.name} --labels {n} --seeds {seed}'))
-    if not parts: return
-    df = pd.concat(parts, ignore_index=True)
-    for k, c in enumerate(('data', 'asked')): df.insert(k, c, df.pop(c))
-    df['command'] = df.pop('command')
-    for c, order in (('row', TRANSFER_ROWS), ('split', ('val', 'test'))): df[c] = pd.Categorical(df[c], order)
-    with atomic_write(csv) as tmp: df.sort_values(['data', 'asked', 'row', 'seed', 'split']).to_csv(tmp, index=False)
+            if not t.done: continue
+            df = t.results
+            asked = df.row.map({'source': 0, 'all': df.n_real.max()}).fillna(int(n)).astype(int)  # those two are the same for all N
+            df.insert(0, 'data', task)
+            df.insert(1, 'asked', asked)
+            parts.append(df.assign(command=f'python benchmarks/effect_transfer.py {task} results/{csv.name} --labels {n} --seeds {seed}'))
+    order = dict(row=TRANSFER_ROWS, split=('val', 'test'))
+    update_table(csv, parts, order, ('data', 'asked', 'row', 'seed', 'split'))
 
 
 @call_parse
@@ -55,7 +56,7 @@ def main(
     out:str='runs/transfer', # Folder of the transfers
     camvid:str='', # Folder of CamVid
     idd:str='', # Folder of IDD-lite
-    labels:str='100,10,30', # Target labels, in order of worth
+    labels:str='100,10,30', # Target labels, in order of worth; row `all` is trained with the first of them
     seeds:str='0,1,2',
     pseudo_on:str='target', # Images that get pseudo labels
     lr:float=1e-3, # Peak learning rate of all fits in the target; the source's is 3e-3
@@ -68,6 +69,8 @@ def main(
     for n in map(int, labels.split(',')):
         for seed in map(int, seeds.split(',')):
             home = self_train(source, out/f'{task} source seed{seed}', rows=('teacher',), epochs=(first, 1), seed=seed, progress=False, **fit)
-            transfer(home, target, mapping, out/f'{task} N{n} seed{seed}', n, pseudo_on, epochs=(first, second, second), seed=seed, lr=lr, progress=False, **fit)
+            here = out/f'{task} N{n} seed{seed}'
+            elsewhere = [p for p in out.glob(f'{task} N* seed{seed}/all') if p.parent != here]
+            transfer(home, target, mapping, here, n, pseudo_on, TRANSFER_ROWS[:-1] if elsewhere else TRANSFER_ROWS, epochs=(first, second, second), seed=seed, lr=lr, progress=False, **fit)
             collect(out, csv)
             print(f'{task} N={n} seed={seed}', flush=True)
