@@ -76,7 +76,7 @@ def main(
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as d:
         d, few, many = Path(d), 200 if quick else 1000, 1000 if quick else 100_000
-        table = scenes(n=16 if quick else 64, n_val=2, n_test=0, path=d/'scenes').train
+        table = scenes(n=16 if quick else 256, n_val=2, n_test=0, path=d/'scenes').train
         learn = seg_learner(mixed_dls(table, n=8))
         ours, alone, plain = labelling(learn, table, d)
         results = {'labelling, s an image (baseline: network alone)': (ours, alone), 'labelling, s an image (baseline: plain loop)': (ours, plain)}

@@ -177,41 +177,57 @@ def npz_map(
         shape, _, dtype = np.lib.format.read_array_header_1_0(f)
         return np.memmap(f, dtype, 'r', f.tell(), shape) if shape[0] else np.empty(0, dtype)
 
-def _lines(data): return [json.loads(l) for l in data.split(b'\n')[:-1]]  # what follows the last line end was not finished
+class _Lines:
+    "The lines of an index or a journal, each parsed when it is asked for: as dicts they would take ten times the memory"
+    def __init__(self, data): # uint8
+        self.data, self.ends = data, np.flatnonzero(data == ord('\n'))  # what follows the last line end was not finished
+    def __len__(self): return max(0, len(self.ends) - 1)
+    def __getitem__(self, i): return json.loads(self.data[self.ends[i]+1:self.ends[i+1]].tobytes())  # IndexError after the last, which ends a loop
+    @property
+    def note(self): return json.loads(self.data[:self.ends[0]].tobytes())
 
 def _load(path):
     "Note, rows, entries and their classes of an index file; ValueError when it is damaged"
     try:
-        with np.load(path) as z: cls, (meta, *rows) = z['cls'], _lines(z['rows'].tobytes())
+        with np.load(path) as z: cls, rows = z['cls'], _Lines(z['rows'])
         with ZipFile(path) as z: entries = npz_map(path, z.getinfo('entries.npy'))
         if not len(entries) == len(cls) == sum(r['n'] for r in rows): raise ValueError('entries are missing')
-        return meta, rows, entries, cls
-    except (BadZipFile, KeyError, ValueError, EOFError, struct.error) as e: raise ValueError(f'{path}: damaged, or no index of centroids ({e}); delete it') from e
+        return rows.note, rows, entries, cls
+    except (BadZipFile, KeyError, IndexError, ValueError, EOFError, struct.error) as e: raise ValueError(f'{path}: damaged, or no index of centroids ({e}); delete it') from e
 
 def _journals(path): return sorted(Path(path).parent.glob(f'.{glob.escape(Path(path).name)}.*.rows'))  # what stopped processes have left
 
 def _read_journal(file):
     "Note, rows and entries of a journal; None if it holds nothing, is damaged, or another process has just finished with it"
-    try: lines, entries = _lines(file.read_bytes()), np.fromfile(file.with_suffix('.entries'), ENTRY)
+    try:
+        rows, entries = _Lines(np.fromfile(file, np.uint8)), file.with_suffix('.entries')
+        n = entries.stat().st_size // ENTRY.itemsize
+        return (rows.note, rows, np.memmap(entries, ENTRY, 'r', shape=n) if n else np.empty(0, ENTRY)) if len(rows) else None
     except (OSError, ValueError): return None
-    return (lines[0], lines[1:], entries) if len(lines) > 1 else None
 
 # %% ../nbs/03_centroids.ipynb #eeeacddb
 class _Known:
     "Centroids found earlier, by path, size and time of the label, or by its content"
     def __init__(self, sources, meta):
-        self.named, self.content = {}, {}
-        for m, rows, entries, *_ in sources:
-            if m != meta: continue
-            ends = np.cumsum([r['n'] for r in rows])
-            for r, end in zip(rows, ends):
-                if 'hash' in r and end <= len(entries): self._put(r, entries[end - r['n']:end])
+        self.sources = [(rows, entries, np.cumsum([0, *(r['n'] for r in rows)])) for m, rows, entries, *_ in sources if m == meta]
+        self.named, self.content = {}, {}  # {hash: number of source and row}: little, even for many labels
+        for s, (rows, entries, ends) in enumerate(self.sources):
+            for k, r in enumerate(rows):
+                if 'hash' in r and ends[k+1] <= len(entries): self.named[hash(self._name(r))] = self.content[hash((r['hash'], r['how']))] = s, k
 
-    def _put(self, r, entries):
-        self.named[r['label'], str(r['stat']), r['how']] = self.content[r['hash'], r['how']] = r['hash'], entries
+    def _name(self, r): return r['label'], str(r['stat']), r['how']
 
-    def find(self, key): return self.named.get((key['label'], str(key['stat']), key['how']), (None, None))
-    def same(self, content, how): return self.content.get((content, how), (None, None))[1]
+    def _get(self, s, k):
+        rows, entries, ends = self.sources[s]
+        return rows[k], entries[ends[k]:ends[k+1]]
+
+    def find(self, key):
+        r, entries = self._get(*at) if (at := self.named.get(hash(self._name(key)))) else (None, None)
+        return (r['hash'], entries) if r and self._name(r) == self._name(key) else (None, None)
+
+    def same(self, content, how):
+        r, entries = self._get(*at) if (at := self.content.get(hash((content, how)))) else (None, None)
+        return entries if r and (r['hash'], r['how']) == (content, how) else None
 
 def index_mask(
     table, # `SegTable`

@@ -331,8 +331,8 @@ def predict_full(
         model, dev = l.model.eval(), next(l.model.parameters()).device
         x = _normalised(images, fit_size(hw, l.dls.size if size is None else size), dev)
         with torch.autocast('cuda', enabled=dev.type == 'cuda'):
-            for p in _views(model, x, hw, flip, scales, window, overlap): total, n = total + p, n + 1
-    return total / n
+            for p in _views(model, x, hw, flip, scales, window, overlap): total, n = total.add_(p) if n else p, n + 1
+    return total.div_(n)
 
 # %% ../nbs/05_models.ipynb #6d8827b0
 def load_predictor(
