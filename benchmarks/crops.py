@@ -16,11 +16,11 @@ from selftrain_nb.all import *
 from selftrain_nb.cli import open_data
 
 
-def learner(data, name, n=None, seed=0):
+def learner(data, name, n=None, seed=0, bf16=False):
     "The teacher's learner, untrained"
     s = SETTINGS[name]
     fit = {**{k: v for k, v in s['fit'].items() if k != 'epochs'}, **({'n': n} if n else {})}
-    learn = seg_learner(mixed_dls(open_data(data).keep_labels(s['keep'], seed=seed), ratio=0, seed=seed, **fit))
+    learn = seg_learner(mixed_dls(open_data(data).keep_labels(s['keep'], seed=seed), ratio=0, seed=seed, **fit), model_kwargs=dict(bf16=bf16))
     learn.logger = lambda *_: None
     return learn
 
@@ -63,7 +63,10 @@ def main(
 ):
     torch.set_num_threads(1)
     name = 'scenes' if data == 'scenes' else 'camvid'
-    found, = measure(learner(data, name, 48 if quick else None), [epochs], 1 if quick else rounds)
+    learn = learner(data, name, 48 if quick else None)
+    found, = measure(learn, [epochs], 1 if quick else rounds)
     results = {f'{name} {k}, seconds for {epochs} epochs': (m, found['constant'][0]) for k, (m, _) in found.items()}
     results.update({f'{name} {k}, predicted (baseline: measured)': (p, m) for k, (m, p) in found.items()})
+    step = lambda learn: CropCost(learn).step(learn.dls.crop, learn.dls.train.bs)
+    results[f'{name} a step in bfloat16, s (baseline: float32)'] = step(learner(data, name, bf16=True)), step(learn)
     show(results, json)

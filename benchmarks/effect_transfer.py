@@ -17,6 +17,7 @@ from common import SETTINGS, update_table
 from selftrain_nb.all import *
 
 STREETS = dict(n=256, n_val=64, n_test=128)  # by night, those of another seed: other streets, too
+HOMES = dict(night='city')  # both are from city A by day: one source
 TABLES = dict(transfer_scenes=('city', 'night'), transfer_camvid_idd=('camvid-idd', 'idd-camvid'))
 
 
@@ -59,18 +60,19 @@ def main(
     labels:str='100,10,30', # Target labels, in order of worth; row `all` is trained with the first of them
     seeds:str='0,1,2',
     pseudo_on:str='target', # Images that get pseudo labels
-    lr:float=1e-3, # Peak learning rate of all fits in the target; the source's is 3e-3
+    epochs:int=10, # Of finetuning, and of the student; row `all` gets both, the source 25
+    lr:float=1e-3, # Peak learning rate of all fits that begin as the source; that of the others is 3e-3
 ):
     torch.set_num_threads(1)
     out, csv = Path(out), Path(csv)
     source, target, mapping, fit = task_of(task, camvid, idd)
-    first, second = fit['epochs']
-    fit = {k: v for k, v in fit.items() if k != 'epochs'}
+    fit = {**fit, 'bf16': True}
+    first, _ = fit.pop('epochs')
     for n in map(int, labels.split(',')):
         for seed in map(int, seeds.split(',')):
-            home = self_train(source, out/f'{task} source seed{seed}', rows=('teacher',), epochs=(first, 1), seed=seed, progress=False, **fit)
+            home = self_train(source, out/f'{HOMES.get(task, task)} source seed{seed}', rows=('teacher',), epochs=(first, 1), seed=seed, progress=False, **fit)
             here = out/f'{task} N{n} seed{seed}'
-            elsewhere = [p for p in out.glob(f'{task} N* seed{seed}/all') if p.parent != here]
-            transfer(home, target, mapping, here, n, pseudo_on, TRANSFER_ROWS[:-1] if elsewhere else TRANSFER_ROWS, epochs=(first, second, second), seed=seed, lr=lr, progress=False, **fit)
+            rows = [r for r in TRANSFER_ROWS if r != 'all' or not [p for p in out.glob(f'{task} N* seed{seed}/all') if p.parent != here]]
+            transfer(home, target, mapping, here, n, pseudo_on, rows, (first, epochs, epochs), seed=seed, lr=lr, progress=False, **fit)
             collect(out, csv)
             print(f'{task} N={n} seed={seed}', flush=True)

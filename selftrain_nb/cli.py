@@ -108,6 +108,7 @@ def run(
     schedule:str='constant', # Of the crop size: constant, coarse2fine, fine2coarse, coarse2fine+, fine2coarse+
     lr:float=3e-3, # Peak learning rate
     baselines:store_true=False, # Train the rows control and all, too
+    bf16:store_true=False, # Train in bfloat16: faster on GPUs, and on CPUs with AVX512-BF16 or AMX
     seeds:str='0', # One run for each, '0,1,2'
     csv:str='', # File for the results of all seeds
     workers:int=0, # Processes that read images
@@ -122,7 +123,7 @@ def run(
         for s, path in zip(seeds, runs):
             table = _table(data, reader, keep, by, unlabelled, s)
             self_train(table, path, encoder, arch, pretrained, _pair(epochs), n or None, ratio, min_conf, start=start, crop=_pair(crop), size=_pair(size), bs=bs, scale=_pair(scale, float), lr=lr, sampler=sampler, p=p, schedule=schedule,
-                       select=_chosen(share=share, best=best, accuracy=accuracy), labels=labels, rounds=rounds, ema=ema, teacher=teacher and Path(teacher)/f'seed{s}', rows=rows, seed=s, num_workers=workers)
+                       select=_chosen(share=share, best=best, accuracy=accuracy), labels=labels, rounds=rounds, ema=ema, teacher=teacher and Path(teacher)/f'seed{s}', rows=rows, seed=s, num_workers=workers, bf16=bf16)
             df = _collect([r for p in runs for r in Run(p).rounds], csv, Path(data).name, command)
     print(f'\n{summary(df).to_string(index=False)}\n')
     for p in runs: print(f'report: {report(p)}')
@@ -211,6 +212,7 @@ def transfer(
     encoder:str='resnet10t', # Any timm encoder
     arch:str='fpn', # Decoder
     pretrained:store_true=False, # The source starts from timm's ImageNet weights
+    bf16:store_true=False, # Train in bfloat16, see selftrain-run
     seeds:str='0', # One transfer for each, '0,1,2'
     csv:str='', # File for the results of all seeds
     workers:int=0, # Processes that read images
@@ -223,7 +225,7 @@ def transfer(
     known = Run(source) if (Path(source)/'config.json').exists() else open_data(source)
     city = scenes(n=256, n_val=64, n_test=128, city='B') if target == 'scenes' else open_data(target)
     space = known.table.space if isinstance(known, Run) else known.space
-    how = dict(encoder=encoder, arch=arch, pretrained=pretrained, n=n or None, crop=_pair(crop), size=_pair(size), scale=_pair(scale, float), min_conf=min_conf, lr=lr, num_workers=workers)
+    how = dict(encoder=encoder, arch=arch, pretrained=pretrained, n=n or None, crop=_pair(crop), size=_pair(size), scale=_pair(scale, float), min_conf=min_conf, lr=lr, num_workers=workers, bf16=bf16)
     m, command, done = _mapping(mapping, space, city.space), _command(source, target), []
     for s in map(int, seeds.split(',')):
         few = None if not target_labels else float(target_labels) if '.' in target_labels else int(target_labels)

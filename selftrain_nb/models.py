@@ -9,6 +9,7 @@ __all__ = ['LIGHT', 'AnySize', 'seg_model', 'class_weights', 'soft_targets', 'Se
 
 # %% ../nbs/05_models.ipynb #359585d2
 import hashlib, json, time
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np, pandas as pd, torch, torch.nn as nn, torch.nn.functional as F
@@ -28,14 +29,17 @@ class AnySize(nn.Module):
     def __init__(self, 
         net, # (B, 3, H, W) to (B, n, H, W), with parts `encoder`, and `decoder` and `segmentation_head`
         multiple=32, # what `net` needs H and W to be multiples of
+        bf16=False, # convolutions in bfloat16, on a CPU as on a GPU
     ):
         super().__init__()
-        self.net, self.multiple = net.to(memory_format=torch.channels_last), multiple  # this layout is faster on a CPU
+        self.net, self.multiple, self.bf16 = net.to(memory_format=torch.channels_last), multiple, bf16  # this layout is faster on a CPU
 
     def forward(self, x):
         h, w = x.shape[-2:]
         x = F.pad(x.as_subclass(torch.Tensor), (0, -w % self.multiple, 0, -h % self.multiple), mode='replicate')
-        return self.net(x.contiguous(memory_format=torch.channels_last))[..., :h, :w]
+        with torch.autocast(x.device.type, torch.bfloat16) if self.bf16 else nullcontext():
+            out = self.net(x.contiguous(memory_format=torch.channels_last))
+        return (out.float() if self.bf16 else out)[..., :h, :w]
 
 # %% ../nbs/05_models.ipynb #aa79f1b8
 LIGHT = dict(fpn=dict(decoder_pyramid_channels=64, decoder_segmentation_channels=32), deeplabv3plus=dict(decoder_channels=64),
@@ -54,6 +58,7 @@ def seg_model(
     arch='fpn', # decoder: 'deeplabv3plus', 'unet', 'fpn', 'pspnet', or any other of segmentation-models-pytorch
     pretrained=False, # load timm's ImageNet weights
     light=True, # narrow decoders, where we know some
+    bf16=False, # convolutions in bfloat16, see `AnySize`
     **kwargs, # to the decoder
 ): # `nn.Module`: (B, 3, H, W) float to (B, n_classes, H, W) logits, for any H and W
     "A network on a timm encoder; ValueError for an unknown name, OSError when weights cannot be had"
@@ -65,7 +70,7 @@ def seg_model(
         if not pretrained: raise
         raise OSError(f'the pretrained weights of {encoder!r} could not be loaded ({type(e).__name__}: {str(e)[:200]}). Go online once, so that they are cached; '
                       'or put them into the cache of huggingface_hub; or train from scratch with pretrained=False') from e
-    return AnySize(net)
+    return AnySize(net, bf16=bf16)
 
 # %% ../nbs/05_models.ipynb #dc876cb8
 def class_weights(

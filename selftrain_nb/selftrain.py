@@ -63,6 +63,7 @@ def _setting(c):
     if c.get('labels', 'hard') != 'hard': parts.append(f'{c["labels"]} labels')
     if c.get('select'): parts.append('select ' + ' '.join(f'{k} {v}' for k, v in c['select'].items()))
     if c.get('ema'): parts.append(f'EMA {c["ema"]}')
+    if c.get('bf16'): parts.append('bfloat16')
     if c.get('round', 1) > 1: parts.append(f'round {c["round"]}')
     if c.get('sampler') == 'centroid': parts.append(f'centroids {c["p"]}')
     if c.get('schedule', 'constant') != 'constant': parts.append(f'crops {c["schedule"]}')
@@ -88,7 +89,7 @@ def _network(c, row):
 def _learner(c, row, table, plan, index):
     sampling = dict(sampler=c['sampler'], p=c['p'], tile=c['tile'], index=index, labels=c['labels'] if plan.ratio else 'hard')
     dls = mixed_dls(table, ratio=plan.ratio, n=plan.n, crop=c['crop'] and tuple(c['crop']), size=_tuple(c['size']), bs=c['bs'], seed=c['seed'], num_workers=c['num_workers'], scale=tuple(c['scale']), **sampling)
-    return seg_learner(dls, **_network(c, row), pretrained=c['pretrained'], weight_power=c['weight_power'], lr=c['lr'])
+    return seg_learner(dls, **_network(c, row), pretrained=c['pretrained'], weight_power=c['weight_power'], lr=c['lr'], model_kwargs=dict(bf16=bool(c.get('bf16'))))
 
 def _tuple(o): return tuple(o) if isinstance(o, list) else o
 
@@ -276,6 +277,7 @@ def self_train(
     rounds=1, # how often the student becomes the teacher of the next round
     seed=0, # of everything
     num_workers=0, # processes that read and crop
+    bf16=False, # train in bfloat16, see `AnySize`; measured and labelled is in float32
     progress=True, # show bars
 ) -> Run: # of the first round; later rounds are in `round2`, … below it, see `Run.rounds`
     "Teacher, pseudo labels, student, in a folder; resumes. Rounds end when the student is no better than its teacher on the validation images. ValueError for a table without labels, or a folder that holds another run"
@@ -287,7 +289,7 @@ def self_train(
     _schedule(schedule)  # a wrong name is to fail at once
     n = n or max(len(table.train.real), 25 * bs)
     config = dict(encoder=encoder, arch=arch, pretrained=pretrained, epochs=epochs, n=n, ratio=ratio, min_conf=np.asarray(min_conf, float).tolist(), start=start, tta=tta, crop=crop, size=size, scale=scale, sampler=sampler, p=p, tile=tile, schedule=schedule,
-                  bs=bs, lr=lr, weight_power=weight_power, labels=labels, select=select, ema=ema, teacher=teacher and weights_hash(known.model), init=init and _bytes_hash(init), student=student, seed=seed, num_workers=num_workers, table=table_hash(table))
+                  bs=bs, lr=lr, weight_power=weight_power, labels=labels, select=select, ema=ema, teacher=teacher and weights_hash(known.model), init=init and _bytes_hash(init), student=student, seed=seed, num_workers=num_workers, bf16=bf16 or None, table=table_hash(table))
     run = Run(out)
     if not (run.path/'config.json').exists(): seg_model(len(table.space), encoder, arch, pretrained)  # a wrong name is to fail before the folder is taken
     claim_folder(run.path, 'config.json', config)

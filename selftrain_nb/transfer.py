@@ -128,18 +128,18 @@ def _abroad(t, source, mapping, target, bs):
 
 # %% ../nbs/09_transfer.ipynb #49006fc4
 def _known(source, mapping, out, epochs, how):
-    "The source's network, trained here if a table was given, and its images"
+    "The source's network, trained here if a table was given, and its run"
     run = source if isinstance(source, Run) else self_train(source, out/'source', rows=('teacher',), epochs=(epochs, 1), **how)
     if 'teacher' not in run.done: raise ValueError(f'{run.path}: no finished teacher in this run')
     known = run.predictor('teacher')
     if known.dls.space != mapping.source: raise ValueError(f'the mapping is from {mapping.source}, the source knows {known.dls.space}')
-    return known, run.table
+    return known, run
 
-def _runs(t, rows, few, full, lessons, init, epochs, how):
-    "Each run that the rows ask for"
+def _runs(t, rows, few, full, lessons, init, epochs, lr, how):
+    "Each run that the rows ask for; what begins from nothing learns at the source's rate `lr`"
     first, second = epochs
     one = dict(rows=('teacher',), epochs=(first, 1))
-    if 'scratch' in rows: self_train(few, t.path/'scratch', **one, **how)
+    if 'scratch' in rows: self_train(few, t.path/'scratch', **one, **{**how, 'lr': lr})
     if {'finetune', 'student', 'control'} & set(rows):
         self_train(lessons, t.path/'finetune', init=init, rows=('teacher', *[r for r in ('student', 'control') if r in rows]), epochs=epochs, **how)
     if 'centroids' in rows: self_train(few, t.path/'centroids', init=init, **one, **{**how, 'sampler': 'centroid'})
@@ -166,9 +166,9 @@ def transfer(
     few = target.keep_labels(target_labels, seed=seed) if target_labels else target
     setting = f'{len(few.train.real)} labels of the target, pseudo labels on {pseudo_on}'
     claim_folder(t.path, 'transfer.json', dict(source=mapping.source.to_dict(), target=mapping.target.to_dict(), to=mapping.to, new=mapping.new, labels=len(few.train.real), seed=seed, setting=setting, table=table_hash(few)))
-    known, images = _known(source, mapping, t.path, epochs[0], how)
+    known, home = _known(source, mapping, t.path, epochs[0], how)
     if not (t.path/'source.safetensors').exists(): save_weights(known.model, t.path/'source.safetensors', encoder=known.encoder, arch=known.arch, space=mapping.source.to_dict(), size=known.dls.size)
     if not (t.path/'carried.safetensors').exists(): carry_head(known, mapping, t.path/'carried.safetensors', seed)
     if 'source' in rows and 'source' not in t.done: _abroad(t, known, mapping, target, how.get('bs', 8))
-    _runs(t, rows, few, few.revealed, _lessons(few, images, mapping, pseudo_on), t.path/'carried.safetensors', epochs[1:], how)
+    _runs(t, rows, few, few.revealed, _lessons(few, home.table, mapping, pseudo_on), t.path/'carried.safetensors', epochs[1:], home.config['lr'], how)
     return t
