@@ -31,6 +31,7 @@ def update_table(csv, parts, order, keys=('row', 'seed', 'split'), first=None):
     old = pd.read_csv(csv) if Path(csv).exists() else None
     df = pd.concat([p for p in (first, old, *parts) if p is not None], ignore_index=True)
     for c, values in order.items(): df[c] = pd.Categorical(df[c].fillna('') if '' in values else df[c], values)
+    for k, c in enumerate([*(() if old is None else old)] or ['data']): df.insert(k, c, df.pop(c))
     df['command'] = df.pop('command')
     df = df.drop_duplicates([*keys], keep='last').sort_values([*keys])
     with atomic_write(csv) as tmp: df.to_csv(tmp, index=False)

@@ -71,7 +71,7 @@ def test_the_readme_tells_the_results(monkeypatch):
     names, told = {}, []
     for c in cells(root/'nbs'/'index.ipynb'):
         source = ''.join(c['source'])
-        if any(f'def {f}(' in source for f in ('results', 'centroids', 'crops', 'pseudo')): exec(source, names)
+        if any(f'def {f}(' in source for f in ('results', 'centroids', 'crops', 'pseudo', 'transfers')): exec(source, names)
         elif 'Markdown(' in source: told.append((''.join(c['outputs'][0]['data']['text/markdown']), eval(source, names).data))
     assert told and all(stored == now for stored, now in told), 'run nbs/index.ipynb again'
 
