@@ -76,10 +76,11 @@ def seg_model(
 def class_weights(
     counts, # (n,) pixels of each class
     power=.5, # 0: all equal; 1: inverse frequency
-): # (n,) float tensor; 1 for the average pixel, 0 for a class without pixels
+): # (n,) float tensor; 1 for the average pixel; a class without pixels counts as much as the rarest
     "Weights of the classes in the loss: frequency to the power of `-power`"
     freq = np.asarray(counts, float) / max(1, np.sum(counts))
     w = np.where(freq > 0, np.maximum(freq, 1e-6) ** -power, 0)
+    w[freq == 0] = w.max()
     return torch.tensor(w / max((w * freq).sum(), 1e-12), dtype=torch.float32)
 
 # %% ../nbs/05_models.ipynb #26837f31

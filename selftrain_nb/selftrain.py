@@ -25,12 +25,10 @@ ROWS = 'teacher', 'student', 'control', 'all'
 
 def _plan(row, c):
     "What a row trains on: samples of an epoch, epochs, pseudo samples for each real one, the row it starts from"
-    t, s = c['epochs']
+    (t, s), given = c['epochs'], c.get('given') or 0
     again = 'teacher' if c['start'] == 'teacher' and not c.get('student') else None  # another network cannot start as its teacher
-    return dict(teacher=SimpleNamespace(n=c['n'], epochs=t, ratio=0, start=None),
-                student=SimpleNamespace(n=max(1, round(c['n'] / (1 + c['ratio']))), epochs=s, ratio=c['ratio'], start=again),
-                control=SimpleNamespace(n=c['n'], epochs=s, ratio=0, start=again),
-                all=SimpleNamespace(n=c['n'], epochs=t + s, ratio=0, start=None))[row]
+    def mix(ratio, epochs, start): return SimpleNamespace(n=max(1, round(c['n'] / (1 + ratio))), ratio=ratio, epochs=epochs, start=start)
+    return dict(teacher=mix(given, t, None), student=mix(c['ratio'], s, again), control=mix(given, s, again), all=mix(given, t + s, None))[row]
 
 # %% ../nbs/08_selftrain.ipynb #f9fa7d80
 class Run:
@@ -63,6 +61,7 @@ def _setting(c):
     if c.get('labels', 'hard') != 'hard': parts.append(f'{c["labels"]} labels')
     if c.get('select'): parts.append('select ' + ' '.join(f'{k} {v}' for k, v in c['select'].items()))
     if c.get('ema'): parts.append(f'EMA {c["ema"]}')
+    if c.get('given'): parts.append(f'given {c["given"]}')
     if c.get('bf16'): parts.append('bfloat16')
     if c.get('round', 1) > 1: parts.append(f'round {c["round"]}')
     if c.get('sampler') == 'centroid': parts.append(f'centroids {c["p"]}')
@@ -128,7 +127,7 @@ def _measure(run, row, table):
     hist, c = run.history(row), run.config
     d = measure_splits(run.predictor(row), table, c['bs'])
     steps = sum(n_batches(c['n'], int(bs)) for bs in hist.bs)
-    m = dict(splits=d, steps=steps, seconds=round(float(hist.seconds.sum())), device=_device(), n_real=len(table.train.real), n_pseudo=len(table.train.pseudo))
+    m = dict(splits=d, steps=steps, seconds=round(float(hist.seconds.sum())), device=_device(), n_real=len(table.train.real), n_pseudo=len(table.train.pseudo) if _plan(row, c).ratio else 0)
     with atomic_write(run.path/row/'metrics.json') as tmp: tmp.write_text(json.dumps(m, indent=1, ensure_ascii=False), encoding='utf-8')
 
 # %% ../nbs/08_selftrain.ipynb #0008643f
@@ -273,6 +272,7 @@ def self_train(
     ema=0., # decay of the moving average of the weights that each fit ends with, see `EMA`; none if 0
     teacher=None, # finished `Run`, or its folder, whose teacher is taken over (with its encoder and arch) instead of training one
     init=None, # file of weights that teacher and row `all` begin with, such as those of `carry_head`
+    given=0., # for teacher and control: samples of the rows that are `pseudo` in the table already, for each real one; the student sees them among its pseudo samples
     student=None, # dict of `encoder` and `arch`, for a student (and control) that is another network than its teacher
     rounds=1, # how often the student becomes the teacher of the next round
     seed=0, # of everything
@@ -289,7 +289,7 @@ def self_train(
     _schedule(schedule)  # a wrong name is to fail at once
     n = n or max(len(table.train.real), 25 * bs)
     config = dict(encoder=encoder, arch=arch, pretrained=pretrained, epochs=epochs, n=n, ratio=ratio, min_conf=np.asarray(min_conf, float).tolist(), start=start, tta=tta, crop=crop, size=size, scale=scale, sampler=sampler, p=p, tile=tile, schedule=schedule,
-                  bs=bs, lr=lr, weight_power=weight_power, labels=labels, select=select, ema=ema, teacher=teacher and weights_hash(known.model), init=init and _bytes_hash(init), student=student, seed=seed, num_workers=num_workers, bf16=bf16 or None, table=table_hash(table))
+                  bs=bs, lr=lr, weight_power=weight_power, labels=labels, select=select, ema=ema, teacher=teacher and weights_hash(known.model), init=init and _bytes_hash(init), student=student, seed=seed, num_workers=num_workers, bf16=bf16 or None, given=given or None, table=table_hash(table))
     run = Run(out)
     if not (run.path/'config.json').exists(): seg_model(len(table.space), encoder, arch, pretrained)  # a wrong name is to fail before the folder is taken
     claim_folder(run.path, 'config.json', config)

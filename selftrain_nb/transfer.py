@@ -63,17 +63,22 @@ def carry_head(
     save_weights(model, path, encoder=known.encoder, arch=known.arch, space=mapping.target.to_dict(), size=known.dls.size)
 
 # %% ../nbs/09_transfer.ipynb #4238feca
-TRANSFER_ROWS = 'source', 'scratch', 'finetune', 'centroids', 'student', 'control', 'all'
-_AT = dict(scratch=('scratch', 'teacher'), finetune=('finetune', 'teacher'), centroids=('centroids', 'teacher'), student=('finetune', 'student'), control=('finetune', 'control'), all=('all', 'teacher'))  # run and row in it
+TRANSFER_ROWS = 'source', 'scratch', 'finetune', 'centroids', 'joint', 'student', 'control', 'all'
 
 def _without_labels(table):
     "The rows as images alone; no truth is hidden in them"
     return SegTable(table.df.assign(label='', kind='none', truth='', conf=''), table.space, table.remaps)
 
-def _lessons(few, source, mapping, pseudo_on):
-    "The few labels, and the images that get pseudo labels"
+def _second_hand(table):
+    "The labelled rows, to be mixed in as pseudo labels are: in a ratio of their own"
+    return SegTable(table.labelled.df.assign(kind='pseudo'), table.space, table.remaps)
+
+def _lessons(few, source, mapping, pseudo_on, replay):
+    "The few labels, the images that get pseudo labels, and the source's labels if they are to be remembered"
     if pseudo_on not in ('target', 'source', 'both'): raise ValueError(f"pseudo_on is 'target', 'source' or 'both', not {pseudo_on!r}")
+    if replay and pseudo_on != 'target': raise ValueError(f"replay keeps the source's labels, pseudo_on={pseudo_on!r} makes new ones: choose one of the two")
     keep = few if pseudo_on != 'source' else few[(few.df.split != 'train') | (few.df.kind != 'none')]
+    if replay: return keep + _second_hand(mapping(source).train)
     return keep if pseudo_on == 'target' else keep + _without_labels(mapping(source).train)
 
 class Transfer:
@@ -85,8 +90,11 @@ class Transfer:
 
     def run(self, row):
         "The run that a row is in, and its name there"
-        name, inner = _AT[row]
-        return Run(self.path/name), inner
+        inner = row if row in ('student', 'control') else 'teacher'
+        return Run(self.path/(self.taught if inner == row else row)), inner
+
+    @property
+    def taught(self): return 'joint' if self.config['replay'] else 'finetune'  # the row that is the student's teacher
 
     @property
     def done(self): return [r for r in TRANSFER_ROWS if ((self.path/'abroad.json').exists() if r == 'source' else self.run(r)[1] in self.run(r)[0].done)]
@@ -135,15 +143,15 @@ def _known(source, mapping, out, epochs, how):
     if known.dls.space != mapping.source: raise ValueError(f'the mapping is from {mapping.source}, the source knows {known.dls.space}')
     return known, run
 
-def _runs(t, rows, few, full, lessons, init, epochs, lr, how):
+def _runs(t, rows, few, lessons, init, epochs, lr, how):
     "Each run that the rows ask for; what begins from nothing learns at the source's rate `lr`"
-    first, second = epochs
-    one = dict(rows=('teacher',), epochs=(first, 1))
-    if 'scratch' in rows: self_train(few, t.path/'scratch', **one, **{**how, 'lr': lr})
-    if {'finetune', 'student', 'control'} & set(rows):
-        self_train(lessons, t.path/'finetune', init=init, rows=('teacher', *[r for r in ('student', 'control') if r in rows]), epochs=epochs, **how)
-    if 'centroids' in rows: self_train(few, t.path/'centroids', init=init, **one, **{**how, 'sampler': 'centroid'})
-    if 'all' in rows: self_train(full, t.path/'all', init=init, rows=('teacher',), epochs=(first + second, 1), **how)
+    (first, second), after = epochs, [r for r in ('student', 'control') if r in rows]
+    def one(name, table, epochs=(first, 1), more=(), **kw): self_train(table, t.path/name, rows=('teacher', *more), epochs=epochs, **{**how, **kw})
+    if 'scratch' in rows: one('scratch', few, lr=lr)
+    if 'finetune' in rows and t.taught == 'joint': one('finetune', few, init=init)
+    if 'centroids' in rows: one('centroids', few, init=init, sampler='centroid')
+    if t.taught in rows or after: one(t.taught, lessons, epochs, after, init=init, given=float(t.taught == 'joint'))
+    if 'all' in rows: one('all', few.revealed, (first + second, 1), init=init)
 
 # %% ../nbs/09_transfer.ipynb #5365d5dc
 def transfer(
@@ -153,6 +161,7 @@ def transfer(
     out, # folder of the transfer; the same call again goes on there
     target_labels=None, # how many labels of the target to keep, a count or a share, by group; all that there are if not given
     pseudo_on='target', # images that get pseudo labels: the 'target's without a label, the 'source's, or 'both'
+    replay=None, # keep the source's own labels in what teacher and student learn from; by itself where its images get no pseudo labels
     rows=TRANSFER_ROWS, # what to train and measure
     epochs=(20, 10, 10), # of the source, of finetuning, and of the student
     seed=0, # of everything
@@ -162,13 +171,13 @@ def transfer(
     if target.space != mapping.target: raise ValueError(f'the mapping is to {mapping.target}, the target is in {target.space}')
     unknown = set(rows) - set(TRANSFER_ROWS)
     if unknown: raise ValueError(f'no rows {sorted(unknown)}: choose of {TRANSFER_ROWS}')
-    t, how = Transfer(out), dict(how, seed=seed)
+    t, how, replay = Transfer(out), dict(how, seed=seed), pseudo_on == 'target' if replay is None else replay
     few = target.keep_labels(target_labels, seed=seed) if target_labels else target
-    setting = f'{len(few.train.real)} labels of the target, pseudo labels on {pseudo_on}'
-    claim_folder(t.path, 'transfer.json', dict(source=mapping.source.to_dict(), target=mapping.target.to_dict(), to=mapping.to, new=mapping.new, labels=len(few.train.real), seed=seed, setting=setting, table=table_hash(few)))
+    setting = f'{len(few.train.real)} labels of the target, pseudo labels on {pseudo_on}' + ", the source's labels kept" * replay
+    claim_folder(t.path, 'transfer.json', dict(source=mapping.source.to_dict(), target=mapping.target.to_dict(), to=mapping.to, new=mapping.new, labels=len(few.train.real), replay=replay, seed=seed, setting=setting, table=table_hash(few)))
     known, home = _known(source, mapping, t.path, epochs[0], how)
     if not (t.path/'source.safetensors').exists(): save_weights(known.model, t.path/'source.safetensors', encoder=known.encoder, arch=known.arch, space=mapping.source.to_dict(), size=known.dls.size)
     if not (t.path/'carried.safetensors').exists(): carry_head(known, mapping, t.path/'carried.safetensors', seed)
     if 'source' in rows and 'source' not in t.done: _abroad(t, known, mapping, target, how.get('bs', 8))
-    _runs(t, rows, few, few.revealed, _lessons(few, home.table, mapping, pseudo_on), t.path/'carried.safetensors', epochs[1:], home.config['lr'], how)
+    _runs(t, rows, few, _lessons(few, home.table, mapping, pseudo_on, replay), t.path/'carried.safetensors', epochs[1:], home.config['lr'], how)
     return t

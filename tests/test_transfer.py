@@ -33,7 +33,8 @@ def test_a_stop_at_any_moment(cities, tmp_path):
     t = Transfer(tmp_path/'once')
     r = t.results.set_index('row')
     assert list(r.index) == list(TRANSFER_ROWS) and t.done == list(TRANSFER_ROWS)
-    assert (r.n_real[['scratch', 'finetune', 'centroids', 'student', 'control']] == 4).all() and r.n_real['all'] == 8 and r.n_pseudo['student'] == 4
+    assert (r.n_real.drop(['source', 'all']) == 4).all() and r.n_real['all'] == 8
+    assert dict(r.n_pseudo.drop('source')) == dict(scratch=0, finetune=0, centroids=0, joint=8, student=8 + 4, control=8, all=0)  # the source's labels, and pseudo labels
     assert r.steps['all'] == r.steps['finetune'] + r.steps['control'] and r.steps['student'] == r.steps['control']
     assert r.miou_new['source'] == 0
     for row in TRANSFER_ROWS:
@@ -44,14 +45,27 @@ def test_a_stop_at_any_moment(cities, tmp_path):
 
 @pytest.mark.parametrize('where,pseudo', [('target', 4), ('source', 8), ('both', 12)])
 def test_where_pseudo_labels_are_made(cities, tmp_path, where, pseudo):
-    move(cities, tmp_path/'out', pseudo_on=where, rows=('student',), epochs=(1, 1, 1))
+    move(cities, tmp_path/'out', pseudo_on=where, replay=False, rows=('student',), epochs=(1, 1, 1))
     t = Transfer(tmp_path/'out')
     assert t.results.set_index('row').n_pseudo['student'] == pseudo
     run = t.run('student')[0]
     made = SegTable.load(run.path/'selected.csv')
+    assert run.path.name == 'finetune'
     folders = {'target': {'B'}, 'source': {'A'}, 'both': {'A', 'B'}}[where]
     assert {c for c in 'AB' if made.df.image.str.contains(f'/{c}/').any()} == folders
     assert (run.table.revealed.train.real.df.image.str.contains('/B/')).all()                # nothing of the source is taken for a truth
+
+def test_the_sources_labels_are_mixed_in(cities, tmp_path):
+    from selftrain_nb.data import mixed_dls
+    move(cities, tmp_path/'out', rows=('joint',), epochs=(1, 1, 1))
+    run = Transfer(tmp_path/'out').run('joint')[0]
+    given = run.table.train.pseudo
+    assert run.config['given'] == 1 and given.df.image.str.contains('/A/').all() and run.table.train.real.df.image.str.contains('/B/').all()
+    a = table(cities, 'A').train
+    assert all((given.mask(i) == a.mask(i)).all() for i in range(8))                         # the classes of A have the same ids in B
+    plan = mixed_dls(run.table.train, ratio=1, n=4, crop=(32, 32)).train.plan(epoch=0)
+    assert len(plan) == 8 and (plan < 4).sum() == 4                                           # half of the target, half of the source
+    with pytest.raises(ValueError, match='choose one of the two'): move(cities, tmp_path/'x', pseudo_on='both', replay=True)
 
 def test_a_finished_run_as_the_source(cities, tmp_path):
     home = self_train(table(cities, 'A'), tmp_path/'home', rows=('teacher',), epochs=(2, 1), **TINY)
