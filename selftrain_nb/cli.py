@@ -201,7 +201,7 @@ def transfer(
     target_labels:str='', # Labels of the target to keep: a count, or a share with a point in it; all if not given
     mapping:str='', # Name of a mapping, or a JSON file; by the two label spaces if not given
     pseudo_on:str='target', # Images that get pseudo labels: 'target', 'source' or 'both'
-    forget:store_true=False, # Do without the source's own labels; with pseudo labels on its images, they are left out anyway
+    no_replay:store_true=False, # Do without the source's own labels (with pseudo labels on its images they are left out anyway)
     epochs:str='20,10,10', # Of the source, of finetuning, and of the student
     rows:str='source,scratch,finetune,centroids,joint,student,control,all', # What to train
     n:int=0, # Samples in an epoch, see selftrain-run
@@ -230,7 +230,7 @@ def transfer(
     m, command, done = _mapping(mapping, space, city.space), _command(source, target), []
     for s in map(int, seeds.split(',')):
         few = None if not target_labels else float(target_labels) if '.' in target_labels else int(target_labels)
-        done.append(t.transfer(known, city, m, Path(out)/f'seed{s}', few, pseudo_on, False if forget else None, rows.split(','), _pair(epochs), s, **how))
+        done.append(t.transfer(known, city, m, Path(out)/f'seed{s}', few, pseudo_on, False if no_replay else None, rows.split(','), _pair(epochs), s, **how))
         df = pd.concat([d.results for d in done], ignore_index=True).assign(command=command)
         if csv:
             with atomic_write(csv) as tmp: df.to_csv(tmp, index=False)
