@@ -177,6 +177,7 @@ def npz_map(
         shape, _, dtype = np.lib.format.read_array_header_1_0(f)
         return np.memmap(f, dtype, 'r', f.tell(), shape) if shape[0] else np.empty(0, dtype)
 
+# %% ../nbs/03_centroids.ipynb #502cec4f
 class _Lines:
     "The lines of an index or a journal, each parsed when it is asked for: as dicts they would take ten times the memory"
     def __init__(self, data): # uint8
@@ -229,6 +230,7 @@ class _Known:
         r, entries = self._get(*at) if (at := self.content.get(hash((content, how)))) else (None, None)
         return entries if r and (r['hash'], r['how']) == (content, how) else None
 
+# %% ../nbs/03_centroids.ipynb #0661e15f
 def index_mask(
     table, # `SegTable`
     i, # row
