@@ -28,6 +28,7 @@ VARIANTS = {
     'threshold 0.9': dict(min_conf=.9),
     'ratio 3': dict(ratio=3.),
     'no TTA': dict(tta=None),
+    'weights undone': dict(unweight=True),
     'best half of the images': dict(min_conf=0., select=dict(best=.5)),
     'ratio 7': dict(ratio=7.),
     'ratio 5': dict(ratio=5.),

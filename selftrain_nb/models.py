@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LIGHT', 'AnySize', 'seg_model', 'class_weights', 'soft_targets', 'SegLoss', 'seg_splitter', 'SegLearner', 'EpochSeed',
            'seg_learner', 'save_weights', 'load_weights', 'weights_hash', 'EMA', 'Checkpoint', 'predict_full',
-           'load_predictor', 'size_batches', 'evaluate']
+           'load_predictor', 'unweighted', 'size_batches', 'evaluate']
 
 # %% ../nbs/05_models.ipynb #359585d2
 import hashlib, json, time
@@ -76,11 +76,10 @@ def seg_model(
 def class_weights(
     counts, # (n,) pixels of each class
     power=.5, # 0: all equal; 1: inverse frequency
-): # (n,) float tensor; 1 for the average pixel; a class without pixels counts as much as the rarest
-    "Weights of the classes in the loss: frequency to the power of `-power`"
+): # (n,) float tensor; 1 for the average pixel
+    "Weights of the classes in the loss: frequency, at least 0.001, to the power of `-power`"
     freq = np.asarray(counts, float) / max(1, np.sum(counts))
-    w = np.where(freq > 0, np.maximum(freq, 1e-6) ** -power, 0)
-    w[freq == 0] = w.max()
+    w = np.maximum(freq, 1e-3) ** -power
     return torch.tensor(w / max((w * freq).sum(), 1e-12), dtype=torch.float32)
 
 # %% ../nbs/05_models.ipynb #26837f31
@@ -352,6 +351,22 @@ def load_predictor(
     load_weights(model, path)
     dls = SimpleNamespace(space=space, size=tuple(d['size']) if isinstance(d['size'], list) else d['size'])
     return SimpleNamespace(model=model.eval(), dls=dls, encoder=d['encoder'], arch=d['arch'])
+
+# %% ../nbs/05_models.ipynb #9a37e967
+class _Unweighted(nn.Module):
+    "Logits of `model`, less the logarithm of its class weights"
+    def __init__(self, model, weights): 
+        super().__init__()
+        self.model = model; self.register_buffer('log', weights.clamp(min=1e-6).log()[None, :, None, None])
+    def forward(self, x): return self.model(x) - self.log
+
+def unweighted(
+    known, # predictor, see `load_predictor`, or `Learner`
+    weights, # (n,) class weights that it was trained with, see `class_weights`
+): # predictor
+    "A network that was trained with class weights, read as one that was trained without (Menon et al., 2021, *Long-tail learning via logit adjustment*)"
+    model = _Unweighted(known.model, weights).to(next(known.model.parameters()).device).eval()
+    return SimpleNamespace(model=model, dls=SimpleNamespace(space=known.dls.space, size=known.dls.size))
 
 # %% ../nbs/05_models.ipynb #67e7fa0b
 def size_batches(

@@ -61,6 +61,7 @@ def _setting(c):
     if c.get('labels', 'hard') != 'hard': parts.append(f'{c["labels"]} labels')
     if c.get('select'): parts.append('select ' + ' '.join(f'{k} {v}' for k, v in c['select'].items()))
     if c.get('ema'): parts.append(f'EMA {c["ema"]}')
+    if c.get('unweight'): parts.append('labelled without class weights')
     if c.get('given'): parts.append(f'given {c["given"]}')
     if c.get('bf16'): parts.append('bfloat16')
     if c.get('round', 1) > 1: parts.append(f'round {c["round"]}')
@@ -160,6 +161,7 @@ def _calibrated(run, teacher, table, accuracy):
 def _label(run, table, bar):
     "Pseudo labels, and which of them to keep"
     c, teacher, how = run.config, run.predictor('teacher'), dict(run.config['select'] or {})
+    if c.get('unweight'): teacher = unweighted(teacher, class_weights(table.train.real.counts(), c['weight_power']))
     with _stage(run, 'pseudo'):
         accuracy = how.pop('accuracy', None)
         sure = dict(min_conf=c['min_conf']) if accuracy is None else _calibrated(run, teacher, table, accuracy)
@@ -268,6 +270,7 @@ def self_train(
     schedule='constant', # of the crop sizes: name, list or dict of arguments, see `CropSchedule`
     lr=3e-3, # peak of the one-cycle schedule
     weight_power=.5, # class weights in the loss, see `class_weights`
+    unweight=False, # the teacher labels as if it had been trained without class weights, see `unweighted`
     rows=('teacher', 'student'), # what to train, of `ROWS`
     ema=0., # decay of the moving average of the weights that each fit ends with, see `EMA`; none if 0
     teacher=None, # finished `Run`, or its folder, whose teacher is taken over (with its encoder and arch) instead of training one
@@ -289,7 +292,7 @@ def self_train(
     _schedule(schedule)  # a wrong name is to fail at once
     n = n or max(len(table.train.real), 25 * bs)
     config = dict(encoder=encoder, arch=arch, pretrained=pretrained, epochs=epochs, n=n, ratio=ratio, min_conf=np.asarray(min_conf, float).tolist(), start=start, tta=tta, crop=crop, size=size, scale=scale, sampler=sampler, p=p, tile=tile, schedule=schedule,
-                  bs=bs, lr=lr, weight_power=weight_power, labels=labels, select=select, ema=ema, teacher=teacher and weights_hash(known.model), init=init and _bytes_hash(init), student=student, seed=seed, num_workers=num_workers, bf16=bf16 or None, given=given or None, table=table_hash(table))
+                  bs=bs, lr=lr, weight_power=weight_power, labels=labels, select=select, ema=ema, teacher=teacher and weights_hash(known.model), init=init and _bytes_hash(init), student=student, seed=seed, num_workers=num_workers, bf16=bf16 or None, given=given or None, unweight=unweight or None, table=table_hash(table))
     run = Run(out)
     if not (run.path/'config.json').exists(): seg_model(len(table.space), encoder, arch, pretrained)  # a wrong name is to fail before the folder is taken
     claim_folder(run.path, 'config.json', config)

@@ -165,13 +165,13 @@ def transfer(
     rows=TRANSFER_ROWS, # what to train and measure
     epochs=(20, 10, 10), # of the source, of finetuning, and of the student
     seed=0, # of everything
-    **how, # to `self_train`
+    **how, # to `self_train`; `unweight` is on here
 ) -> Transfer:
     "A network taken to another domain with other classes, and the baselines that it has to beat; resumes. ValueError for tables that the mapping does not fit, or a folder that holds another transfer"
     if target.space != mapping.target: raise ValueError(f'the mapping is to {mapping.target}, the target is in {target.space}')
     unknown = set(rows) - set(TRANSFER_ROWS)
     if unknown: raise ValueError(f'no rows {sorted(unknown)}: choose of {TRANSFER_ROWS}')
-    t, how, replay = Transfer(out), dict(how, seed=seed), pseudo_on == 'target' if replay is None else replay
+    t, how, replay = Transfer(out), {'unweight': True, **how, 'seed': seed}, pseudo_on == 'target' if replay is None else replay
     few = target.keep_labels(target_labels, seed=seed) if target_labels else target
     setting = f'{len(few.train.real)} labels of the target, pseudo labels on {pseudo_on}' + ", the source's labels kept" * replay
     claim_folder(t.path, 'transfer.json', dict(source=mapping.source.to_dict(), target=mapping.target.to_dict(), to=mapping.to, new=mapping.new, labels=len(few.train.real), replay=replay, seed=seed, setting=setting, table=table_hash(few)))

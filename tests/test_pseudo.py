@@ -223,7 +223,7 @@ def test_a_truth_with_ids_of_its_own(home, tmp_path):
 # Runs that read one teacher in several ways
 
 TINY = dict(encoder='test_byobnet', epochs=(2, 2), n=8, bs=2, crop=(32, 32), progress=False)
-READINGS = [dict(labels='soft', ema=.9, min_conf=0.), dict(labels='weighted', select=dict(accuracy=.3), bf16=True), dict(select=dict(share=.5, best=.75), min_conf=.1, tta=None), dict(rounds=3, ema=.5)]
+READINGS = [dict(labels='soft', ema=.9, min_conf=0., unweight=True), dict(labels='weighted', select=dict(accuracy=.3), bf16=True), dict(select=dict(share=.5, best=.75), min_conf=.1, tta=None), dict(rounds=3, ema=.5)]
 
 def train(home, out, **how): self_train(SegTable.load(home/'table.csv'), out, **TINY, **how)
 
