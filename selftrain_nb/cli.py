@@ -95,6 +95,7 @@ def run(
     best:float=0., # Keep the share of the images on which the teacher agrees most with itself; all if 0
     accuracy:float=0., # Thresholds by class, found on the validation images, that keep pixels of this accuracy, instead of `min_conf`
     labels:str='hard', # What a pseudo label says: 'hard' (a class), 'weighted' (and counts by its confidence), 'soft' (two classes)
+    unweight:store_true=False, # The teacher labels as if it had been trained without class weights
     rounds:int=1, # How often the student becomes the teacher of the next round
     teacher:str='', # Folder of runs with these seeds, whose teachers are taken over instead of training any
     ema:float=0., # Decay of the moving average of the weights that a training ends with; none if 0
@@ -123,7 +124,7 @@ def run(
         for s, path in zip(seeds, runs):
             table = _table(data, reader, keep, by, unlabelled, s)
             self_train(table, path, encoder, arch, pretrained, _pair(epochs), n or None, ratio, min_conf, start=start, crop=_pair(crop), size=_pair(size), bs=bs, scale=_pair(scale, float), lr=lr, sampler=sampler, p=p, schedule=schedule,
-                       select=_chosen(share=share, best=best, accuracy=accuracy), labels=labels, rounds=rounds, ema=ema, teacher=teacher and Path(teacher)/f'seed{s}', rows=rows, seed=s, num_workers=workers, bf16=bf16)
+                       select=_chosen(share=share, best=best, accuracy=accuracy), labels=labels, rounds=rounds, ema=ema, teacher=teacher and Path(teacher)/f'seed{s}', rows=rows, seed=s, num_workers=workers, bf16=bf16, unweight=unweight)
             df = _collect([r for p in runs for r in Run(p).rounds], csv, Path(data).name, command)
     print(f'\n{summary(df).to_string(index=False)}\n')
     for p in runs: print(f'report: {report(p)}')
