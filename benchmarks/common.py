@@ -30,9 +30,9 @@ def update_table(csv, parts, order, keys=('row', 'seed', 'split'), first=None):
     "Write the rows of `parts` beside those that the table has already, which they replace; `order`: columns to sort by, and the order of their values"
     old = pd.read_csv(csv) if Path(csv).exists() else None
     df = pd.concat([p for p in (first, old, *parts) if p is not None], ignore_index=True)
-    for c, values in order.items(): df[c] = pd.Categorical(df[c].fillna('') if '' in values else df[c], values)
-    for k, c in enumerate([*(() if old is None else old)] or ['data']): df.insert(k, c, df.pop(c))
-    df['command'] = df.pop('command')
+    head = ['data'] if old is None else list(old)
+    df = df[[c for c in dict.fromkeys([*head, *df]) if c != 'command'] + ['command']]
+    for c, values in order.items(): df[c] = pd.Categorical(df[c].fillna(''), values)
     df = df.drop_duplicates([*keys], keep='last').sort_values([*keys])
     with atomic_write(csv) as tmp: df.to_csv(tmp, index=False)
 
