@@ -2,8 +2,9 @@
 
     selftrain-run --data scenes …                # as in results/scenes_selftrain.csv: teachers, controls and the rows of all labels
     python benchmarks/effect_pseudo.py scenes results/scenes_pseudo.csv --base runs/scenes --known results/scenes_selftrain.csv
+    python benchmarks/effect_pseudo.py path/to/camvid results/camvid_pseudo.csv --base runs/camvid_small
 
-`--base` is the folder of those runs (`seed0`, `seed1`, …); a teacher that is not there is trained first. `--known` is their table: its rows are taken over.
+`--base` is the folder of those runs (`seed0`, `seed1`, …); a teacher that is not there is trained first. `--known` is their table: its rows are taken over. Without it control and all are trained there, too.
 Each variant of `VARIANTS` takes over the teacher of its seed, labels, chooses, and trains a student; a student of another network gets a control of its own.
 
 After each run the table is written again: rows of runs in `--out` replace those it has, others stay. Stopped, it goes on where it was; several processes may share the work (`--variants`, `--seeds`), and each collects what all have done.
@@ -40,10 +41,10 @@ VARIANTS = {
 FIRST = 'threshold 0.7'  # of the rounds, the first; and what `--known` has
 
 
-def teacher_of(data, few, base, seed):
+def teacher_of(few, base, seed, fit, rows=('teacher',)):
     "The run whose teacher all variants share"
-    path, fit = base/f'seed{seed}', SETTINGS[data]['fit']
-    if not (path/'teacher/metrics.json').exists(): self_train(few, path, rows=('teacher',), seed=seed, progress=False, **fit)
+    path = base/f'seed{seed}'
+    if not {*rows} <= {*Run(path).done}: self_train(few, path, rows=rows, seed=seed, progress=False, **fit)
     return Run(path)
 
 
@@ -74,10 +75,16 @@ def _known(file):
     return df.assign(variant=np.where(df.row == 'student', FIRST, ''))
 
 
-def collect(name, out, csv, known):
+def _bases(base, csv):
+    "The rows of the teachers' own runs"
+    runs = [(p.name.removeprefix('seed'), Run(p)) for p in sorted(base.glob('seed*'))]
+    return [r.results.query('row != "student"').assign(variant='', command=f"python benchmarks/effect_pseudo.py path/to/camvid results/{csv.name} --variants '' --seeds {seed}") for seed, r in runs if r.done]
+
+
+def collect(name, out, csv, known, base):
     "Add the rows of all runs that are complete to the table"
     runs = [Run(p) for p in sorted((out/name).glob('* seed*')) if (p/'student/metrics.json').exists()]
-    parts = [rows for r in runs for rows in rows_of(r, csv, name, known)]
+    parts = [rows for r in runs for rows in rows_of(r, csv, name, known)] + ([] if known else _bases(base, csv))
     order = dict(variant=['', FIRST, 'round 2', 'round 3', *VARIANTS], row=ROWS, split=['val', 'test'])
     update_table(csv, [p.assign(data=name) for p in parts], order, ('variant', 'row', 'seed', 'split'), _known(known).assign(data=name) if known else None)
 
@@ -89,17 +96,19 @@ def main(
     base:str='runs/base', # Folder of the runs whose teachers are used
     out:str='runs/pseudo', # Folder of the runs
     known:str='', # Table of `selftrain-run` with the rows teacher, control and all
-    variants:str=','.join(VARIANTS), # In order of worth
+    variants:str=','.join(VARIANTS), # In order of worth; '' for the teachers' own runs alone
     seeds:str='0,1,2',
 ):
     torch.set_num_threads(1)
-    name, out = 'scenes' if data == 'scenes' else 'camvid', Path(out)
-    s = SETTINGS[name]
+    name, out, base, csv = 'scenes' if data == 'scenes' else 'camvid', Path(out), Path(base), Path(csv)
+    s = SETTINGS['scenes' if data == 'scenes' else 'camvid_small']
     for variant in variants.split(','):
         for seed in map(int, seeds.split(',')):
             few = open_data(data).keep_labels(s['keep'], seed=seed)
-            rows = ('student', 'control') if 'student' in VARIANTS[variant] else ('student',)
-            run = self_train(few, out/name/f'{variant} seed{seed}', teacher=teacher_of(name, few, Path(base), seed), rows=rows, seed=seed, progress=False, **s['fit'], **VARIANTS[variant])
-            for r in run.rounds: quality(r)
-            collect(name, out, Path(csv), known)
+            teacher = teacher_of(few, base, seed, s['fit'], ('teacher',) if variant or known else ('teacher', 'control', 'all'))
+            if variant:
+                rows = ('student', 'control') if 'student' in VARIANTS[variant] else ('student',)
+                run = self_train(few, out/name/f'{variant} seed{seed}', teacher=teacher, rows=rows, seed=seed, progress=False, **s['fit'], **VARIANTS[variant])
+                for r in run.rounds: quality(r)
+            collect(name, out, csv, known, base)
             print(f'{name} {variant} seed={seed}', flush=True)

@@ -27,7 +27,7 @@ def task_of(name, camvid_path, idd_path):
     "Source, target, mapping, settings of the fits"
     if name == 'city': return scenes(**STREETS), scenes(**STREETS, city='B'), CITY_A_TO_B, SETTINGS['scenes']['fit']
     if name == 'night': return scenes(**STREETS), scenes(**STREETS, domain='night', seed=1), same(CITY_A), SETTINGS['scenes']['fit']
-    a, b, fit = camvid(camvid_path), idd_lite(idd_path), SETTINGS['camvid']['fit']
+    a, b, fit = camvid(camvid_path), idd_lite(idd_path), SETTINGS['camvid_small']['fit']
     if name == 'camvid-idd': return a, b, CAMVID_TO_IDD_LITE, fit
     if name == 'idd-camvid': return b, a, IDD_LITE_TO_CAMVID, fit
     raise ValueError(f'no task {name!r}: choose of city, night, camvid-idd, idd-camvid')

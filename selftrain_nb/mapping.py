@@ -110,7 +110,7 @@ CITY_B_TO_A = CITY_A_TO_B.inverse()
 _FROM_VISTAS = {
     'road': 'construction--flat--road construction--flat--service-lane construction--flat--bike-lane construction--flat--crosswalk-plain marking--crosswalk-zebra marking--general object--manhole object--pothole object--catch-basin',
     'sidewalk': 'construction--flat--sidewalk construction--flat--pedestrian-area construction--flat--curb-cut construction--barrier--curb', 'building': 'construction--structure--building', 'wall': 'construction--barrier--wall',
-    'fence': 'construction--barrier--fence construction--barrier--guard-rail', 'pole': 'object--support--pole object--support--utility-pole object--street-light', 'traffic light': 'object--traffic-light', 'traffic sign': 'object--traffic-sign--front',
+    'fence': 'construction--barrier--fence', 'pole': 'object--support--pole object--support--utility-pole object--street-light', 'traffic light': 'object--traffic-light', 'traffic sign': 'object--traffic-sign--front',
     'vegetation': 'nature--vegetation', 'terrain': 'nature--terrain nature--sand', 'sky': 'nature--sky', 'person': 'human--person', 'rider': 'human--rider--bicyclist human--rider--motorcyclist human--rider--other-rider', 'car': 'object--vehicle--car',
     'truck': 'object--vehicle--truck', 'bus': 'object--vehicle--bus', 'train': 'object--vehicle--on-rails', 'motorcycle': 'object--vehicle--motorcycle', 'bicycle': 'object--vehicle--bicycle'}
 

@@ -184,5 +184,5 @@ def idd(
     "IDD as a table in the 26 classes of level 3, groups are drives; test images are unlabelled. For IDD-lite see `idd_lite`. Errors as of `cityscapes`"
     path = _root_of(path, 'IDD', ['leftImg8bit', 'gtFine'], ['IDD_Segmentation', 'idd20kII'])
     if not next((path/'gtFine').glob('*/*/*_gtFine_labellevel3Ids.png'), None):
-        raise FileNotFoundError(f'{path/"gtFine"}: no *_gtFine_labellevel3Ids.png in it. IDD brings polygons; paint them with the public-code repository of its authors: python preperation/createLabels.py --id-type level3Id')
+        raise FileNotFoundError(f'{path/"gtFine"}: no *_gtFine_labellevel3Ids.png in it. IDD brings polygons; paint them with the public-code repository of its authors: python preperation/createLabels.py --datadir {path} --id-type level3Id')
     return _complete(seg_folder(path, 'leftImg8bit', 'gtFine', codes='', splits={}, space=IDD, remap=Remap.identity(26), label_name=lambda k: k.removesuffix('leftImg8bit') + 'gtFine_labellevel3Ids', group=lambda k: k.split('/')[1]), 'IDD', ['train', 'val'], strict)
