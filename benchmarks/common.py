@@ -9,7 +9,7 @@ from selftrain_nb.all import *
 from selftrain_nb.cli import open_data
 
 SIZE = 2048, 1024  # PIL: width, height
-SETTINGS = dict(  # those of results/scenes_selftrain.csv and results/camvid_quarter.csv; and one that takes a third of the time, where many runs are compared
+SETTINGS = dict(  # those of results/scenes_selftrain.csv and results/camvid_quarter.csv; and one that takes half of the time of the latter, where many runs are compared
     scenes=dict(keep=32, fit=dict(crop=(96, 128), scale=(.75, 2.), n=480, epochs=(25, 15))),
     camvid=dict(keep=.25, fit=dict(crop=(128, 176), size=240, n=480, epochs=(25, 15))),
     camvid_small=dict(keep=.25, fit=dict(crop=(96, 128), size=180, scale=(.75, 2.), n=480, epochs=(25, 15), bf16=True)))

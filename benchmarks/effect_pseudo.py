@@ -75,16 +75,16 @@ def _known(file):
     return df.assign(variant=np.where(df.row == 'student', FIRST, ''))
 
 
-def _bases(base, csv):
+def _bases(base, csv, name):
     "The rows of the teachers' own runs"
     runs = [(p.name.removeprefix('seed'), Run(p)) for p in sorted(base.glob('seed*'))]
-    return [r.results.query('row != "student"').assign(variant='', command=f"python benchmarks/effect_pseudo.py path/to/camvid results/{csv.name} --variants '' --seeds {seed}") for seed, r in runs if r.done]
+    return [r.results.query('row != "student"').assign(variant='', command=f"python benchmarks/effect_pseudo.py {name} results/{csv.name} --variants '' --seeds {seed}") for seed, r in runs if r.done]
 
 
 def collect(name, out, csv, known, base):
     "Add the rows of all runs that are complete to the table"
     runs = [Run(p) for p in sorted((out/name).glob('* seed*')) if (p/'student/metrics.json').exists()]
-    parts = [rows for r in runs for rows in rows_of(r, csv, name, known)] + ([] if known else _bases(base, csv))
+    parts = [rows for r in runs for rows in rows_of(r, csv, name, known)] + ([] if known else _bases(base, csv, name))
     order = dict(variant=['', FIRST, 'round 2', 'round 3', *VARIANTS], row=ROWS, split=['val', 'test'])
     update_table(csv, [p.assign(data=name) for p in parts], order, ('variant', 'row', 'seed', 'split'), _known(known).assign(data=name) if known else None)
 
