@@ -90,7 +90,7 @@ def main(
         small.table
         changing = [best(lambda s: s.select(np.linspace(.5, .9, 19)), [s] * 10) for s in (large, small)]
         results[f'open a store of {len(large)}, s (baseline: 1000)'] = opening
-        results[f'its table, s, once (baseline: opening)'] = reading, opening[0]
+        results['its table, s, once (baseline: opening)'] = reading, opening[0]
         results[f'change its thresholds, s (baseline: 1000)'] = changing
         results[f'memory, MiB, {many} images (baseline: {few})'] = memory
     show(results, json)
