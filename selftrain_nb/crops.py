@@ -247,8 +247,8 @@ def valid(self:CropCost):
     def measure():
         learn, dl = self.learn, self.learn.dls.valid
         begin = time.perf_counter()
-        b = next(iter(dl)); x, y = b
-        with _autocast(learn, x.device): learn.loss_func(learn.model.eval()(x), y)
+        x, *y = next(iter(dl))
+        with _autocast(learn, x.device): learn.loss_func(learn.model.eval()(x), *y)
         return (time.perf_counter() - begin) * dl.n / len(x)
     return self._once('valid', measure)
 

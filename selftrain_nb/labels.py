@@ -186,9 +186,14 @@ class Remap:
         self._bytes = np.where(self.lut < 0, 254, self.lut).astype(np.uint8).tobytes()  # 254 says: look again
 
     @property
+    def classes(self):
+        "The class ids that a label read this way can hold"
+        return {*self.ids.values(), *self.colours.values()} - {VOID}
+
+    @property
     def top(self):
-        "The highest class id that a label read this way can hold; -1 if only void"
-        return max((v for v in (*self.ids.values(), *self.colours.values()) if v != VOID), default=-1)
+        "The highest of them; -1 if only void"
+        return max(self.classes, default=-1)
 
     @classmethod
     def identity(cls, n, **kwargs): 

@@ -106,18 +106,21 @@ class SegLoss(nn.Module):
     def forward(self, 
         pred, # (B, n, H, W) logits
         targ, # (B, H, W) class ids and 255
-        belief=None, # (B, 1, H, W) uint8: how much each pixel counts, 255 in full; (B, 3, H, W): see `soft_targets`
+        *more, # belief, (B, 1, H, W) uint8: how much each pixel counts, 255 in full; (B, 3, H, W): see `soft_targets`. Known, (B, n) bool: the classes that each label has a name for
     ): # scalar
         pred, targ = pred.as_subclass(torch.Tensor), targ.as_subclass(torch.Tensor)
-        if belief is not None: return self._doubting(pred, targ, belief)
+        belief, known = (next((m.as_subclass(torch.Tensor) for m in more if m.ndim == d), None) for d in (4, 2))
+        if known is not None: pred = pred.masked_fill(~known[..., None, None], -1e4)
+        if belief is not None: return self._doubting(pred, targ, belief, known)
         w = torch.ones_like(targ, dtype=pred.dtype) if self.weight is None else self.weight[targ.clamp(max=len(self.weight) - 1)]
         total = (w * (targ != VOID)).sum()
         return F.cross_entropy(pred, targ, self.weight, ignore_index=VOID, reduction='sum') / total.clamp(min=1e-6)
 
-    def _doubting(self, pred, targ, belief):
+    def _doubting(self, pred, targ, belief, known=None):
         "The same, with weights or soft labels"
         n = pred.shape[1]
         t = soft_targets(targ, belief, n) if belief.shape[1] == 3 else soft_targets(targ, torch.full_like(belief, 255), n) * belief / 255
+        if known is not None: t = t * known[..., None, None]
         if self.weight is not None: t = t * self.weight[:, None, None]
         return -(t * pred.log_softmax(1)).sum() / t.sum().clamp(min=1e-6)
 
@@ -159,7 +162,7 @@ def seg_learner(
     arch='fpn', # decoder, see `seg_model`
     pretrained=False, # ImageNet weights for the encoder
     weight_power=.5, # class weights: frequency of the real labels to the power of minus this; 0 for none
-    loss_func=None, # instead of weighted cross-entropy
+    loss_func=None, # instead of `SegLoss`; called with logits, masks, and whatever else the DataLoaders give (see `labels` and `known` of `mixed_dls`)
     metrics=None, # instead of mIoU and pixel accuracy
     opt_func=partial(Adam, decouple_wd=True), # AdamW
     lr=3e-3, wd=.01, cbs=None, # of fastai's `Learner`

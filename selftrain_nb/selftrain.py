@@ -63,6 +63,7 @@ def _setting(c):
     if c.get('ema'): parts.append(f'EMA {c["ema"]}')
     if c.get('unweight'): parts.append('labelled without class weights')
     if c.get('given'): parts.append(f'given {c["given"]}')
+    if c.get('partial'): parts.append('labels that lack classes')
     if c.get('bf16'): parts.append('bfloat16')
     if c.get('round', 1) > 1: parts.append(f'round {c["round"]}')
     if c.get('sampler') == 'centroid': parts.append(f'centroids {c["p"]}')
@@ -292,7 +293,7 @@ def self_train(
     _schedule(schedule)  # a wrong name is to fail at once
     n = n or max(len(table.train.real), 25 * bs)
     config = dict(encoder=encoder, arch=arch, pretrained=pretrained, epochs=epochs, n=n, ratio=ratio, min_conf=np.asarray(min_conf, float).tolist(), start=start, tta=tta, crop=crop, size=size, scale=scale, sampler=sampler, p=p, tile=tile, schedule=schedule,
-                  bs=bs, lr=lr, weight_power=weight_power, labels=labels, select=select, ema=ema, teacher=teacher and weights_hash(known.model), init=init and _bytes_hash(init), student=student, seed=seed, num_workers=num_workers, bf16=bf16 or None, given=given or None, unweight=unweight or None, table=table_hash(table))
+                  bs=bs, lr=lr, weight_power=weight_power, labels=labels, select=select, ema=ema, teacher=teacher and weights_hash(known.model), init=init and _bytes_hash(init), student=student, seed=seed, num_workers=num_workers, bf16=bf16 or None, given=given or None, unweight=unweight or None, partial=not known_classes(table.train.labelled).all() or None, table=table_hash(table))
     run = Run(out)
     if not (run.path/'config.json').exists(): seg_model(len(table.space), encoder, arch, pretrained)  # a wrong name is to fail before the folder is taken
     claim_folder(run.path, 'config.json', config)

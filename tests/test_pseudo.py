@@ -174,21 +174,24 @@ def test_thresholds_keep_their_promise(seed, accuracy):
 # Labels that may be doubted
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 10_000), st.sampled_from([1, 3]), st.integers(1, 4), st.booleans())
-def test_the_loss_by_hand(seed, channels, n, weighted):
+@given(st.integers(0, 10_000), st.sampled_from([1, 3]), st.integers(1, 4), st.booleans(), st.booleans())
+def test_the_loss_by_hand(seed, channels, n, weighted, partial):
     rng = np.random.default_rng(seed)
     pred, targ = rng.normal(size=(2, n, 3, 4)), rng.choice([*range(n), VOID], (2, 3, 4))
+    known = rng.random((2, n)) < (.6 if partial else 2)
+    for b in range(2): targ[b][~np.isin(targ[b], np.flatnonzero(known[b]))] = VOID            # a label cannot hold what it has no name for
     belief = rng.integers(0, 256, (2, channels, 3, 4))
     if channels == 3: belief[:, 1], belief[:, 2] = (np.where(targ == VOID, 0, targ) + 1) % n, (255 - belief[:, 0]) // (1 if n == 2 else 2)
     weight, total, norm = rng.uniform(.1, 3, n) if weighted else np.ones(n), 0, 0
     for b, y, x in np.ndindex(targ.shape):
         if targ[b, y, x] == VOID: continue
-        logp = pred[b, :, y, x] - np.log(np.exp(pred[b, :, y, x]).sum())
+        logp = np.where(known[b], pred[b, :, y, x] - np.log(np.exp(pred[b, known[b], y, x]).sum()), 0)
         p, (first, *second) = np.zeros(n), belief[b, :, y, x]
         if channels == 3 and n > 1: p[:] = max(0, 1 - (first + second[1]) / 255) / max(1, n - 2); p[second[0]] = second[1] / 255
         p[targ[b, y, x]] = first / 255
+        p *= known[b]
         total, norm = total - (weight * p * logp).sum(), norm + (weight * p).sum()
-    loss = SegLoss(torch.tensor(weight) if weighted else None)(torch.tensor(pred), torch.tensor(targ), torch.tensor(belief, dtype=torch.uint8))
+    loss = SegLoss(torch.tensor(weight) if weighted else None)(torch.tensor(pred), torch.tensor(targ), torch.tensor(belief, dtype=torch.uint8), *[torch.tensor(known)] * partial)
     assert loss.item() == pytest.approx(total / max(norm, 1e-6), rel=1e-4, abs=1e-6)
 
 def test_soft_labels_read_as_hard_ones(home, tmp_path):

@@ -63,8 +63,11 @@ def test_the_sources_labels_are_mixed_in(cities, tmp_path):
     assert run.config['given'] == 1 and given.df.image.str.contains('/A/').all() and run.table.train.real.df.image.str.contains('/B/').all()
     a = table(cities, 'A').train
     assert all((given.mask(i) == a.mask(i)).all() for i in range(8))                         # the classes of A have the same ids in B
-    plan = mixed_dls(run.table.train, ratio=1, n=4, crop=(32, 32)).train.plan(epoch=0)
+    dls = mixed_dls(run.table.train, ratio=1, n=4, crop=(32, 32), bs=8)
+    plan = dls.train.plan(epoch=0)
     assert len(plan) == 8 and (plan < 4).sum() == 4                                           # half of the target, half of the source
+    known = dls.one_batch()[-1]
+    assert run.config['partial'] and (known[:, 10:].all(1).numpy() == (plan < 4)).all() and known[:, :10].all() and not known[plan >= 4, 10:].any()
     with pytest.raises(ValueError, match='choose one of the two'): move(cities, tmp_path/'x', pseudo_on='both', replay=True)
 
 def test_a_finished_run_as_the_source(cities, tmp_path):
