@@ -36,7 +36,7 @@ def task_of(name, camvid_path, idd_path):
 def collect(out, csv):
     "The rows of all transfers of one table"
     parts = []
-    for task in TABLES.get(csv.stem, ()):
+    for task in TABLES[csv.stem]:
         for file in sorted(out.glob(f'{task} N* seed*/transfer.json')):
             t = Transfer(file.parent)
             n, seed = (p.lstrip('Nsed') for p in t.path.name.split()[1:])
@@ -66,6 +66,8 @@ def main(
     torch.set_num_threads(1)
     out, csv = Path(out), Path(csv)
     source, target, mapping, fit = task_of(task, camvid, idd)
+    name = next(k for k, tasks in TABLES.items() if task in tasks)
+    if csv.stem != name: raise ValueError(f'{csv}: the rows of task {task} go into {name}.csv')
     fit = {**fit, 'bf16': True}
     first, _ = fit.pop('epochs')
     for n in map(int, labels.split(',')):

@@ -3,7 +3,7 @@
     python benchmarks/effect_transfer.py city results/transfer_scenes.csv --labels 100,10 --seeds 0
     python benchmarks/picture_transfer.py
 
-The images are those that show most of the trams and most of the fences, and the one in the middle of the rest.
+The images are those that show most of the trams and most of the fences, and the middle one of all other streets.
 """
 from pathlib import Path
 
@@ -25,8 +25,9 @@ def main(
     test = scenes(**STREETS, city='B').test
     counts = np.array([test[[i]].counts() for i in range(len(test))])
     tram, fence = (int(counts[:, CITY_B.index(c)].argmax()) for c in ('tram', 'fence'))
-    rows = [tram, fence, [i for i in range(len(test)) if i not in (tram, fence)][len(test) // 2]]
+    others = [i for i, g in enumerate(test.df.group) if g not in {*test.df.group[[tram, fence]]}]
+    rows = [tram, fence, others[len(others) // 2]]
     models = {'source': few.predictor('source')}
     models |= {f'{r}, {n} labels': t.predictor(r) for n, t in ((10, few), (100, many)) for r in ('finetune', 'student')}
     show_predictions({**models, 'all labels': whole.predictor('all')}, test, rows)
-    plt.savefig(png, dpi=72, bbox_inches='tight')
+    plt.savefig(png, dpi=90, bbox_inches='tight')
