@@ -169,10 +169,11 @@ class SegDL(TfmdDL):
 # %% ../nbs/04_data.ipynb #eb8cd87e
 @patch
 def get_idxs(self:SegDL):
-    "(row, key, centroid) for each sample of the epoch"
-    plan = np.arange(self.n) if self.plan is None else self.plan(epoch=self.epoch)
-    samples = plan.tolist() if plan.dtype.names else [(i, -1, 0, 0) for i in plan.tolist()]
+    "(row, key, centroid) for each sample of the epoch; without a plan the rows, as fastai knows them"
     rank, world = self.shard
+    if self.plan is None: return list(range(self.n))[rank::world]
+    plan = self.plan(epoch=self.epoch)
+    samples = plan.tolist() if plan.dtype.names else [(i, -1, 0, 0) for i in plan.tolist()]
     return [(i, (self.seed, self.epoch, k), None if c < 0 else (c, y, x)) for k, (i, c, y, x) in enumerate(samples)][rank::world]
 
 @patch
@@ -183,7 +184,7 @@ def after_iter(self:SegDL):
 @patch
 def do_item(self:SegDL, s):
     "Read one row, and crop it if this is for training"
-    i, key, centroid = s or (0, (0, 0, 0), None)
+    i, key, centroid = s if isinstance(s, tuple) else (s or 0, (self.seed, self.epoch, s or 0), None)
     try: item = self.create_item(i)
     except OSError as e:
         if self.strict or self.n < 2: raise
@@ -212,7 +213,7 @@ def show_batch(self:SegDL, b=None, max_n=8, cols=4, alpha=.5, **kwargs):
     "Draw samples of the coming epoch: the mask over its image, and who labelled it"
     kinds, space = self.table.df.kind, self.table.space
     if b is None: b = self.one_batch()
-    kinds = [kinds.iloc[self.dataset.splits[self.dataset.split_idx][i]] for i, *_ in self.get_idxs()[:len(b[0])]]
+    kinds = [kinds.iloc[self.dataset.splits[self.dataset.split_idx][s[0] if isinstance(s, tuple) else s]] for s in self.get_idxs()[:len(b[0])]]
     x, y, *_ = self.decode(b)
     axs = self._grid(min(max_n, len(x)), cols)
     for ax, im, mask, kind in zip(axs.flat, x, y, kinds): show_image_mask(_rgb(im), mask.cpu().numpy(), space, ax, alpha, kind)

@@ -100,18 +100,21 @@ class SegLoss(nn.Module):
     "Weighted cross-entropy over the pixels that are not void; 0 when there is none"
     def __init__(self, 
         weight=None, # (n,) class weights
+        reduction='mean', # 'mean', or 'none' for the loss of each pixel, which is 0 where void (fastai's `Interpretation` asks for it)
     ):
         super().__init__()
+        self.reduction = reduction
         self.register_buffer('weight', weight)
     def forward(self, 
         pred, # (B, n, H, W) logits
         targ, # (B, H, W) class ids and 255
         *more, # belief, (B, 1, H, W) uint8: how much each pixel counts, 255 in full; (B, 3, H, W): see `soft_targets`. Known, (B, n) bool: the classes that each label has a name for
-    ): # scalar
+    ): # scalar; (B, H, W) if not reduced
         pred, targ = pred.as_subclass(torch.Tensor), targ.as_subclass(torch.Tensor)
         belief, known = (next((m.as_subclass(torch.Tensor) for m in more if m.ndim == d), None) for d in (4, 2))
         if known is not None: pred = pred.masked_fill(~known[..., None, None], -1e4)
         if belief is not None: return self._doubting(pred, targ, belief, known)
+        if self.reduction == 'none': return F.cross_entropy(pred, targ, self.weight, ignore_index=VOID, reduction='none')
         w = torch.ones_like(targ, dtype=pred.dtype) if self.weight is None else self.weight[targ.clamp(max=len(self.weight) - 1)]
         total = (w * (targ != VOID)).sum()
         return F.cross_entropy(pred, targ, self.weight, ignore_index=VOID, reduction='sum') / total.clamp(min=1e-6)
@@ -122,7 +125,8 @@ class SegLoss(nn.Module):
         t = soft_targets(targ, belief, n) if belief.shape[1] == 3 else soft_targets(targ, torch.full_like(belief, 255), n) * belief / 255
         if known is not None: t = t * known[..., None, None]
         if self.weight is not None: t = t * self.weight[:, None, None]
-        return -(t * pred.log_softmax(1)).sum() / t.sum().clamp(min=1e-6)
+        loss = -(t * pred.log_softmax(1)).sum(1)
+        return loss if self.reduction == 'none' else loss.sum() / t.sum().clamp(min=1e-6)
 
     def activation(self, out): return out.softmax(1)
     def decodes(self, out): return out.argmax(1)
