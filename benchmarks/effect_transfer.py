@@ -6,6 +6,7 @@
     python benchmarks/effect_transfer.py idd-camvid results/transfer_camvid_idd.csv --camvid path/to/camvid --idd path/to/idd_lite
 
 Each number of target labels and each seed is one `transfer`; the source's network is trained once for each seed, and so is row `all`. `asked` is the number of labels: 0 for row `source`. The rows of all tasks that go into one table are collected in it.
+With `--alone` student and control learn from the target only, without the source's labels: rows `student alone` and `control alone`.
 The table is written again after each transfer. Stopped, it goes on where it was; several processes may share the work (`--labels`, `--seeds`).
 """
 from pathlib import Path
@@ -39,14 +40,15 @@ def collect(out, csv):
     for task in TABLES[csv.stem]:
         for file in sorted(out.glob(f'{task} N* seed*/transfer.json')):
             t = Transfer(file.parent)
-            n, seed = (p.lstrip('Nsed') for p in t.path.name.split()[1:])
+            n, seed, *alone = (p.lstrip('Nsed') for p in t.path.name.removeprefix(task).split())
             if not t.done: continue
             df = t.results
+            if alone: df = df[df.row.isin(['student', 'control'])].assign(row=lambda d: d.row + ' alone')
             asked = df.row.map({'source': 0, 'all': df.n_real.max()}).fillna(int(n)).astype(int)  # those two are the same for all N
             df.insert(0, 'data', task)
             df.insert(1, 'asked', asked)
-            parts.append(df.assign(command=f'python benchmarks/effect_transfer.py {task} results/{csv.name} --labels {n} --seeds {seed}'))
-    order = dict(row=TRANSFER_ROWS, split=('val', 'test'))
+            parts.append(df.assign(command=f'python benchmarks/effect_transfer.py {task} results/{csv.name} --labels {n} --seeds {seed}' + ' --alone' * len(alone)))
+    order = dict(row=(*TRANSFER_ROWS, 'student alone', 'control alone'), split=('val', 'test'))
     update_table(csv, parts, order, ('data', 'asked', 'row', 'seed', 'split'))
 
 
@@ -61,6 +63,7 @@ def main(
     seeds:str='0,1,2',
     pseudo_on:str='target', # Images that get pseudo labels
     epochs:int=10, # Of finetuning, and of the student; row `all` gets both, the source 25
+    alone:bool=False, # Student and control without the source's labels, and nothing else
     lr:float=1e-3, # Peak learning rate of all fits that begin as the source; that of the others is 3e-3
 ):
     torch.set_num_threads(1)
@@ -73,8 +76,8 @@ def main(
     for n in map(int, labels.split(',')):
         for seed in map(int, seeds.split(',')):
             home = self_train(source, out/f'{HOMES.get(task, task)} source seed{seed}', rows=('teacher',), epochs=(first, 1), seed=seed, progress=False, **fit)
-            here = out/f'{task} N{n} seed{seed}'
-            rows = [r for r in TRANSFER_ROWS if r != 'all' or not [p for p in out.glob(f'{task} N* seed{seed}/all') if p.parent != here]]
-            transfer(home, target, mapping, here, n, pseudo_on, None, rows, (first, epochs, epochs), seed=seed, lr=lr, progress=False, **fit)
+            here = out/(f'{task} N{n} seed{seed}' + ' alone' * alone)
+            rows = ['student', 'control'] if alone else [r for r in TRANSFER_ROWS if r != 'all' or not [p for p in out.glob(f'{task} N* seed{seed}/all') if p.parent != here]]
+            transfer(home, target, mapping, here, n, pseudo_on, False if alone else None, rows, (first, epochs, epochs), seed=seed, lr=lr, progress=False, **fit)
             collect(out, csv)
             print(f'{task} N={n} seed={seed}', flush=True)
