@@ -130,11 +130,11 @@ class RowBelief(RowImage):
 def known_classes(
     table, # `SegTable`
 ): # (rows, classes) bool array
-    "The classes that the label of each row has a name for; one that no row has a name for counts as known, so as to be learned to be absent"
+    "The classes that the label of each row has a name for; one that no label of a person's has a name for counts as known, so as to be learned to be absent"
     names, ids = table.df.remap.str.split('|').str[0], range(len(table.space))
     has = {k: np.isin(ids, [*table.remaps[k].classes]) for k in set(names)}
     known = np.array([has[k] for k in names], bool).reshape(-1, len(ids))
-    return known | ~known.any(0)
+    return known | ~known[(table.df.conf == '').to_numpy()].any(0)   # a pseudo label, which has a confidence, knows no more than its teacher was taught
 
 class RowKnown(Transform):
     "Row number to the classes that its label has a name for, (classes,) bool tensor"
