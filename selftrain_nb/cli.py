@@ -6,7 +6,7 @@
 __all__ = ['READERS', 'DEMO', 'MAPPINGS', 'friendly', 'open_data', 'summary', 'run', 'demo', 'label', 'transfer']
 
 # %% ../nbs/12_cli.ipynb #b15519d7
-import json, sys
+import json, re, sys
 from functools import wraps
 from pathlib import Path
 import pandas as pd
@@ -29,6 +29,13 @@ def friendly(f):
 
 # %% ../nbs/12_cli.ipynb #372f0ee5
 READERS = dict(camvid=camvid, idd_lite=idd_lite, cityscapes=cityscapes, kitti=kitti, mapillary=mapillary, bdd100k=bdd100k, voc2012=voc2012, idd=idd, seg_folder=seg_folder)
+_ARCHIVES = dict(idd20k_lite='idd_lite', idd20kii='idd', data_semantics='kitti', bdd='bdd100k', vocdevkit='voc2012', voc='voc2012')
+
+def _reader_of(folder):
+    "The reader whose name, or that of its archive, is a part of the folder's: `my-idd_lite` is one of IDD-lite, `hidden` none of IDD"
+    folder = re.sub('[^a-z0-9]+', '_', Path(folder).resolve().name.lower())
+    known = {n: n for n in READERS} | _ARCHIVES
+    return next((known[n] for n in sorted(known, key=len, reverse=True) if f'_{n}_' in f'_{folder}_'), 'seg_folder')
 
 def open_data(
     data, # folder, or 'scenes'
@@ -38,7 +45,7 @@ def open_data(
 ) -> SegTable:
     "A table from what a person types"
     if data == 'scenes': return scenes(n=n, n_val=64, n_test=128, seed=seed)
-    name = reader or next((r for r in READERS if r in Path(data).name.lower().replace('-', '_')), 'seg_folder')
+    name = reader or _reader_of(data)
     if name not in READERS: raise ValueError(f'no reader {name!r}: choose of {", ".join(READERS)}')
     return READERS[name](data)
 

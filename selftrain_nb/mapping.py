@@ -93,8 +93,8 @@ CITYSCAPES_TO_CAMVID = Mapping(CITYSCAPES, CAMVID, {
     'road': 'Road', 'sidewalk': 'Pavement', 'building': 'Building', 'wall': 'Building', 'fence': 'Fence', 'pole': 'Pole', 'traffic light': 'SignSymbol', 'traffic sign': 'SignSymbol', 'vegetation': 'Tree', 'terrain': 'Tree',
     'sky': 'Sky', 'person': 'Pedestrian', 'rider': 'Bicyclist', 'car': 'Car', 'truck': 'Car', 'bus': 'Car', 'train': 'Car', 'motorcycle': 'Bicyclist', 'bicycle': 'Bicyclist'})
 CAMVID_TO_CITYSCAPES = Mapping(CAMVID, CITYSCAPES, {
-    'Sky': 'sky', 'Building': 'building', 'Pole': 'pole', 'Road': 'road', 'Pavement': 'sidewalk', 'Tree': 'vegetation', 'SignSymbol': 'traffic sign', 'Fence': 'fence', 'Car': 'car', 'Pedestrian': 'person', 'Bicyclist': 'bicycle'},
-    new=['wall', 'traffic light', 'terrain', 'rider', 'truck', 'bus', 'train', 'motorcycle'])
+    'Sky': 'sky', 'Building': 'building', 'Pole': 'pole', 'Road': 'road', 'Pavement': 'sidewalk', 'Tree': 'vegetation', 'SignSymbol': 'traffic sign', 'Fence': 'fence', 'Car': 'car', 'Pedestrian': 'person', 'Bicyclist': None},
+    new=['wall', 'traffic light', 'terrain', 'rider', 'truck', 'bus', 'train', 'motorcycle', 'bicycle'])
 
 # %% ../nbs/02c_mapping.ipynb #3d3a922c
 CAMVID_TO_IDD_LITE = Mapping(CAMVID, IDD_LITE, {
@@ -119,5 +119,5 @@ def mapillary_to_cityscapes(
 ) -> Mapping:
     "Mapillary Vistas 1.2 to Cityscapes' 19 classes; ValueError for a space that lacks one of the classes that are needed"
     to = {a: b for b, names in _FROM_VISTAS.items() for a in names.split()}
-    _refuse(f'{space} is not that of Mapillary Vistas 1.2; it lacks', [a for a in to if a not in space.names])
+    _refuse(f"these are not the classes of Mapillary Vistas 1.2, which mapillary(path, '1.2') reads; {space} lacks", [a for a in to if a not in space.names])
     return Mapping(space, CITYSCAPES, {n: to.get(n) for n in space.names})

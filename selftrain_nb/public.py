@@ -6,46 +6,21 @@
 __all__ = ['CITYSCAPES', 'CITYSCAPES_IDS', 'VOC', 'IDD', 'cityscapes', 'kitti', 'mapillary', 'bdd100k', 'voc2012', 'idd']
 
 # %% ../nbs/02b_public.ipynb #ea925193
-import json, os
+import json, os, warnings
 from pathlib import Path
 import numpy as np
 from .labels import *
 from .datasets import *
 
-# %% ../nbs/02b_public.ipynb #25ef47a1
-def _has(path, parts): return all((path/p).is_dir() for p in parts)
-
-def _near(path): return [*sorted(d for d in path.iterdir() if d.is_dir()), *path.resolve().parents[:3]] if path.is_dir() else []
-
-def _root_of(path, name, parts, inner=()):
-    "The folder that holds all `parts`: `path`, or a folder in it that the archive makes; FileNotFoundError says what was looked for, and where it may be"
-    path = Path(path).expanduser()
-    if not path.is_dir(): raise FileNotFoundError(f'{path}: {"is a file, not a folder" if path.exists() else "no such folder"}')
-    for p in (path, *(path/i for i in inner)):
-        if _has(p, parts): return p
-    near = [p for p in _near(path) if _has(p, parts)]
-    held = ', '.join(sorted(p.name for p in path.iterdir())[:6])
-    raise FileNotFoundError(f'{path}: {name} was looked for here and has the folders {", ".join(parts)}; missing: {", ".join(p for p in parts if not (path/p).is_dir())}. '
-                            f'It holds: {held or "nothing"}{f"; did you mean {near[0]}?" if near else ". Was every archive unpacked, and into the same folder?"}')
-
 # %% ../nbs/02b_public.ipynb #00ef3535
-def _complete(table, name, splits, strict=True):
-    "The table, if every image of the labelled splits has a label; ValueError that counts those that have none"
-    for s in splits if strict else ():
-        part = table.split(s)
-        bare = part.unlabelled.df.image
-        if len(bare): raise ValueError(f'{name}: {len(bare)} of {len(part)} images of split {s} have no label; the first: {bare[0]}. Was the archive of labels unpacked in full? strict=False takes them as unlabelled')
-    return table
-
-def _unlabelled(table, where):
-    "The rows `where` without their label"
-    df = table.df.copy()
-    df.loc[where, ['label', 'kind']] = '', 'none'
-    return SegTable(df, table.space, table.remaps)
+def _split(table, split): return SegTable(table.df.assign(split=split), table.space, table.remaps)
 
 def _drop(table, where): return table[~np.asarray(where)]
 
-def _under(table, part): return table.df.image.str.replace(os.sep, '/').str.contains(f'/{part}/', regex=False)
+def _under(table, *parts):
+    "(n,) bool: which images lie in one of the folders"
+    names = table.df.image.str.replace(os.sep, '/')
+    return np.any([names.str.contains(f'/{p}/', regex=False) for p in parts], axis=0)
 
 # %% ../nbs/02b_public.ipynb #be70c76b
 _STREET = {'road': (128, 64, 128), 'sidewalk': (244, 35, 232), 'building': (70, 70, 70), 'wall': (102, 102, 156), 'fence': (190, 153, 153), 'pole': (153, 153, 153), 'traffic light': (250, 170, 30),
@@ -66,35 +41,38 @@ def cityscapes(
     path, # folder with leftImg8bit/ and gtFine/, or gtCoarse/
     labels='fine', # 'fine', or 'coarse': the coarse labels of train, val and train_extra
     extra=True, # with fine labels: take the images of train_extra, where they are, as unlabelled
-    strict=True, # an image of a labelled split without a label is an error
+    strict=True, # an image of a labelled split without a label, or a label without an image, is an error
 ) -> SegTable:
     "Cityscapes as a table in the 19 classes, groups are cities; test images are unlabelled. FileNotFoundError that says what is missing, ValueError for a half-unpacked archive"
     if labels not in ('fine', 'coarse'): raise ValueError(f"labels are 'fine' or 'coarse', not {labels!r}")
     gt = 'gtFine' if labels == 'fine' else 'gtCoarse'
-    path = _root_of(path, 'Cityscapes', ['leftImg8bit', gt], ['cityscapes'])
-    ids = _kind_of_ids(path, gt)
-    table = seg_folder(path, 'leftImg8bit', gt, codes='', splits={}, space=CITYSCAPES, remap=_LABEL_IDS if ids == 'labelIds' else Remap.identity(19),
+    path, _ = find_root(path, 'Cityscapes', {gt: ['leftImg8bit', gt]}, ['cityscapes'])
+    ids, top = _kind_of_ids(path, gt), lambda k: k.split('/')[0]
+    more = [s for s in ['train_extra'] if (path/'leftImg8bit'/s).is_dir()]
+    if labels == 'coarse' and not more: warnings.warn(f'{path}/leftImg8bit has no train_extra: the coarse labels of its 20 000 frames are left out')
+    real = lambda k: k.endswith(f'_{gt}_{ids}') and top(k) in ('train', 'val', *more)  # the test's files hold no labels
+    table = seg_folder(path, 'leftImg8bit', gt, codes='', splits={}, space=CITYSCAPES, remap=_LABEL_IDS if ids == 'labelIds' else Remap.identity(19), is_label=real, strict=strict,
                        label_name=lambda k: k.removesuffix('leftImg8bit') + f'{gt}_{ids}', group=lambda k: k.split('/')[1])
-    more = _under(table, 'leftImg8bit/train_extra')
-    if labels == 'fine' and not extra: table, more = _drop(table, more), more[~more]
-    table = _unlabelled(table, table.df.split == 'test')            # the files that are there hold no labels
-    _complete(_drop(table, more) if labels == 'fine' else table, 'Cityscapes', ['train', 'val'], strict)
-    return table
+    pool = _under(table, 'leftImg8bit/train_extra')
+    known = _under(table, 'leftImg8bit/train', 'leftImg8bit/val', 'leftImg8bit/test')  # but not the frames of demoVideo
+    check_complete(table[known] if labels == 'fine' else table[known | pool], 'Cityscapes', ['train', 'val'], strict)
+    return table[known | (pool & (extra or labels == 'coarse'))]
 
 # %% ../nbs/02b_public.ipynb #e39a936e
 def kitti(
     path, # folder with training/image_2 and training/semantic; testing/image_2 is taken as unlabelled where it is
     val=0., # share of the labelled images that is for validation, drawn with a fixed seed
-    strict=True, # a training image without a label is an error
+    strict=True, # a training image without a label, or a label without an image, is an error
 ) -> SegTable:
     "KITTI semantics as a table in Cityscapes' 19 classes; every image is a group. Errors as of `cityscapes`"
-    path = _root_of(path, 'KITTI semantics', ['training/image_2', 'training/semantic'], ['data_semantics', 'kitti'])
+    if not 0 <= val < 1: raise ValueError(f'val is a share of the labelled images, at least 0 and below 1, not {val}')
+    path, _ = find_root(path, 'KITTI semantics', {'': ['training/image_2', 'training/semantic']}, ['data_semantics', 'kitti'])
     folders = ('training/image_2', *['testing/image_2'] * (path/'testing/image_2').is_dir())
-    table = seg_folder(path, folders, ('training/semantic',), codes='', splits={}, space=CITYSCAPES, remap=_LABEL_IDS, label_name=lambda k: k.replace('image_2', 'semantic'), group=lambda k: k.split('/')[-1])
+    table = seg_folder(path, folders, ('training/semantic',), codes='', splits={}, space=CITYSCAPES, remap=_LABEL_IDS, label_name=lambda k: k.replace('image_2', 'semantic'), group=lambda k: k, strict=strict)
     split = np.where(_under(table, 'testing/image_2'), 'test', 'train')
     train = np.flatnonzero(split == 'train')
     split[np.random.default_rng(0).permutation(train)[:round(val * len(train))]] = 'val'
-    return _complete(SegTable(table.df.assign(split=split), table.space, table.remaps), 'KITTI semantics', ['train', 'val'], strict)
+    return check_complete(_split(table, split), 'KITTI semantics', ['train', 'val'] if val else ['train'], strict)
 
 # %% ../nbs/02b_public.ipynb #c685398d
 def _vistas(path, version):
@@ -108,45 +86,44 @@ def _vistas(path, version):
 
 def _vistas_space(config):
     "Label space and remap of a config file; ValueError when it is of another form"
-    try: labels = json.loads(config.read_text('utf-8'))['labels']; keep = [i for i, l in enumerate(labels) if l.get('evaluate', True) and not l['name'].endswith('--unlabeled')]
-    except (ValueError, KeyError, TypeError) as e: raise ValueError(f'{config}: no list of labels with names in this file ({e!r})') from e
-    space = LabelSpace([labels[i]['name'] for i in keep], [labels[i]['color'] for i in keep], name='mapillary')
+    try: labels = json.loads(config.read_text('utf-8'))['labels']; keep = [i for i, l in enumerate(labels) if l.get('evaluate', True) and not l['name'].endswith('--unlabeled')]; colours = [labels[i]['color'] for i in keep]
+    except (ValueError, KeyError, TypeError) as e: raise ValueError(f'{config}: no list of labels with names and colours in this file ({e!r})') from e
+    space = LabelSpace([labels[i]['name'] for i in keep], colours, name='mapillary')
     return space, Remap({**{i: VOID for i in range(len(labels))}, **{i: k for k, i in enumerate(keep)}, VOID: VOID})
 
 def mapillary(
     path, # folder with training/, validation/, testing/ and the config
     version=None, # '1.2' or '2.0'; the newest that is there if not given
-    strict=True, # an image of training or validation without a label is an error
+    strict=True, # an image of training or validation without a label, or a label without an image, is an error
 ) -> SegTable:
     "Mapillary Vistas as a table in the classes of its config, every image a group. Errors as of `cityscapes`"
-    path = _root_of(path, 'Mapillary Vistas', ['training/images', 'validation/images'], ['mapillary', 'mapillary-vistas-dataset_public_v1.2', 'mapillary-vistas-dataset_public_v2.0'])
+    path, _ = find_root(path, 'Mapillary Vistas', {'': ['training/images', 'validation/images']}, ['mapillary', 'mapillary-vistas-dataset_public_v1.2', 'mapillary-vistas-dataset_public_v2.0'])
     config, inner = _vistas(path, version)
     space, remap = _vistas_space(config)
     images, labels = (tuple(f'{s}/{d}' for s in ('training', 'validation', 'testing') if (path/s/d).is_dir()) for d in ('images', inner))
-    table = seg_folder(path, images, labels, codes='', splits={}, space=space, remap=remap, label_name=lambda k: k.replace('/images/', f'/{inner}/'), group=lambda k: k.split('/')[-1])
+    table = seg_folder(path, images, labels, codes='', splits={}, space=space, remap=remap, label_name=lambda k: k.replace('/images/', f'/{inner}/'), group=lambda k: k, strict=strict)
     split = np.select([_under(table, 'validation/images'), _under(table, 'testing/images')], ['val', 'test'], 'train')
-    return _complete(SegTable(table.df.assign(split=split), table.space, table.remaps), 'Mapillary Vistas', ['train', 'val'], strict)
+    return check_complete(_split(table, split), 'Mapillary Vistas', ['train', 'val'], strict)
 
 # %% ../nbs/02b_public.ipynb #2fc6b6fb
-_BDD = [('images/10k', 'labels/sem_seg/masks', ''), ('seg/images', 'seg/labels', '_train_id')]  # now, and in older archives
+_BDD = {'': ['images/10k', 'labels/sem_seg/masks'], '_train_id': ['seg/images', 'seg/labels']}  # {ending of labels: folders}, now and in older archives
 
 def bdd100k(
     path, # folder with images/10k and labels/sem_seg/masks (or, older, seg/images and seg/labels); images/100k is taken as unlabelled where it is
     extra=True, # take the training images of images/100k
-    strict=True, # an image of train or val without a label is an error
+    strict=True, # an image of train or val without a label, or a label without an image, is an error
 ) -> SegTable:
     "BDD100K's semantic segmentation as a table in Cityscapes' 19 classes, every image a group. Errors as of `cityscapes`"
-    path = Path(path).expanduser()
-    images, labels, end = next((l for l in _BDD for p in (path, *_near(path)) if _has(p, l[:2])), _BDD[0])
-    path = _root_of(path, 'BDD100K', [images, labels], ['bdd100k'])
+    path, end = find_root(path, 'BDD100K', _BDD, ['bdd100k'])
+    images, labels = _BDD[end]
     pool = 'images/100k/train'
     folders = (images, *[pool] * (extra and (path/pool).is_dir()))
     name = lambda k: k.replace(images, labels, 1) + end
-    table = seg_folder(path, folders, (labels,), codes='', splits={}, space=CITYSCAPES, remap=Remap.identity(19), label_name=name, group=lambda k: k.split('/')[-1])
+    table = seg_folder(path, folders, (labels,), codes='', splits={}, space=CITYSCAPES, remap=Remap.identity(19), label_name=name, group=lambda k: k.split('/')[-1], strict=strict)
     more = _under(table, pool)
     split = np.where(more, 'train', np.select([_under(table, f'{images}/val'), _under(table, f'{images}/test')], ['val', 'test'], 'train'))
-    table = SegTable(table.df.assign(split=split), table.space, table.remaps)
-    _complete(_drop(table, more), 'BDD100K', ['train', 'val'], strict)
+    table = _split(table, split)
+    check_complete(_drop(table, more), 'BDD100K', ['train', 'val'], strict)
     return _drop(table, more & table.df.group.isin(table.df.group[~more]))
 
 # %% ../nbs/02b_public.ipynb #f7fcab41
@@ -160,29 +137,33 @@ VOC = LabelSpace(_VOC, [_voc_colour(i) for i in range(21)], name='voc2012')
 def voc2012(
     path, # folder with JPEGImages/, SegmentationClass/ and ImageSets/, or VOCdevkit/ above it
     extra=True, # take the images that no list of the segmentation task names, as unlabelled
-    strict=True, # an image of train or val without a label is an error
+    strict=True, # an image of train or val without a label, or a label without an image, is an error
 ) -> SegTable:
     "PASCAL VOC 2012 segmentation as a table, every image a group. Errors as of `cityscapes`"
-    path = _root_of(path, 'PASCAL VOC 2012', ['JPEGImages', 'SegmentationClass', 'ImageSets/Segmentation'], ['VOC2012', 'VOCdevkit/VOC2012'])
-    lists = {s: path/f'ImageSets/Segmentation/{s}.txt' for s in ('train', 'val')}
-    lost = [str(f) for f in lists.values() if not f.exists()]
-    if lost: raise FileNotFoundError(f'{lost[0]}: no such list; PASCAL VOC 2012 says there what is for training and for validation')
-    table = seg_folder(path, 'JPEGImages', 'SegmentationClass', codes='', splits=lists, space=VOC)
+    lists = {s: f'ImageSets/Segmentation/{s}.txt' for s in ('train', 'val', 'test')}
+    path, _ = find_root(path, 'PASCAL VOC 2012', {'': ['JPEGImages', 'SegmentationClass', lists['train'], lists['val']]}, ['VOC2012', 'VOCdevkit/VOC2012'])
+    lists = {s: path/f for s, f in lists.items() if (path/f).exists()}       # that of the test comes with its images
+    table = seg_folder(path, 'JPEGImages', 'SegmentationClass', codes='', splits=lists, space=VOC, strict=strict)
     named = table.df.group.isin({l for f in lists.values() for l in f.read_text().split()})
-    _complete(table[named], 'PASCAL VOC 2012', ['train', 'val'], strict)
+    check_complete(table[named], 'PASCAL VOC 2012', ['train', 'val'], strict)
     return table if extra else table[named]
 
 # %% ../nbs/02b_public.ipynb #279b35f7
-_IDD = ['road', 'parking & drivable fallback', 'sidewalk', 'rail track & non-drivable fallback', 'person & animal', 'rider', 'motorcycle', 'bicycle', 'autorickshaw', 'car', 'truck', 'bus',
-        'caravan, trailer, train & vehicle fallback', 'curb', 'wall', 'fence', 'guard rail', 'billboard', 'traffic sign', 'traffic light', 'pole & polegroup', 'obstacle, street and barrier fallback', 'building', 'bridge & tunnel', 'vegetation', 'sky & background fallback']
-IDD = LabelSpace(_IDD, name='idd')
+_IDD = {'road': (128, 64, 128), 'parking & drivable fallback': (250, 170, 160), 'sidewalk': (244, 35, 232), 'rail track & non-drivable fallback': (230, 150, 140), 'person & animal': (220, 20, 60), 'rider': (255, 0, 0),
+        'motorcycle': (0, 0, 230), 'bicycle': (119, 11, 32), 'autorickshaw': (255, 204, 54), 'car': (0, 0, 142), 'truck': (0, 0, 70), 'bus': (0, 60, 100), 'caravan, trailer, train & vehicle fallback': (0, 0, 90), 'curb': (220, 190, 40),
+        'wall': (102, 102, 156), 'fence': (190, 153, 153), 'guard rail': (180, 165, 180), 'billboard': (174, 64, 67), 'traffic sign': (220, 220, 0), 'traffic light': (250, 170, 30), 'pole & polegroup': (153, 153, 153),
+        'obstacle, street and barrier fallback': (169, 187, 214), 'building': (70, 70, 70), 'bridge & tunnel': (150, 100, 100), 'vegetation': (107, 142, 35), 'sky & background fallback': (70, 130, 180)}
+IDD = LabelSpace([*_IDD], [*_IDD.values()], name='idd')
 
 def idd(
     path, # folder with leftImg8bit/ and gtFine/, or IDD_Segmentation/ above it
-    strict=True, # an image of train or val without a label is an error
+    strict=True, # an image of train or val without a label, or a label without an image, is an error
 ) -> SegTable:
     "IDD as a table in the 26 classes of level 3, groups are drives; test images are unlabelled. For IDD-lite see `idd_lite`. Errors as of `cityscapes`"
-    path = _root_of(path, 'IDD', ['leftImg8bit', 'gtFine'], ['IDD_Segmentation', 'idd20kII'])
+    path, _ = find_root(path, 'IDD', {'': ['leftImg8bit', 'gtFine']}, ['IDD_Segmentation', 'idd20kII'])
     if not next((path/'gtFine').glob('*/*/*_gtFine_labellevel3Ids.png'), None):
         raise FileNotFoundError(f'{path/"gtFine"}: no *_gtFine_labellevel3Ids.png in it. IDD brings polygons; paint them with the public-code repository of its authors: python preperation/createLabels.py --datadir {path} --id-type level3Id')
-    return _complete(seg_folder(path, 'leftImg8bit', 'gtFine', codes='', splits={}, space=IDD, remap=Remap.identity(26), label_name=lambda k: k.removesuffix('leftImg8bit') + 'gtFine_labellevel3Ids', group=lambda k: k.split('/')[1]), 'IDD', ['train', 'val'], strict)
+    end = 'gtFine_labellevel3Ids'
+    table = seg_folder(path, 'leftImg8bit', 'gtFine', codes='', splits={}, space=IDD, remap=Remap.identity(26), label_name=lambda k: k.removesuffix('leftImg8bit') + end, group=lambda k: k.split('/')[1],
+                       is_label=lambda k: k.endswith(f'_{end}'), strict=strict)
+    return check_complete(table, 'IDD', ['train', 'val'], strict)

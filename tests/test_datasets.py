@@ -170,7 +170,7 @@ def test_nothing_is_opened_and_no_torch_is_imported(tmp_path):
     subprocess.run([sys.executable, '-c', code], check=True, cwd=Path(__file__).parent.parent)
 
 
-def _video(name, numbers): return {f'images/{name.format(i)}.jpg': None for i in numbers}
+def _video(name, numbers): return {f'images/{name.format(i)}.jpg': None for i in numbers} | {f'labels/{name.format(i)}.png': 0 for i in numbers}
 
 
 def test_camvid_stretches_last_twenty_seconds_and_never_cross_a_split(tmp_path):
@@ -184,7 +184,7 @@ def test_camvid_stretches_last_twenty_seconds_and_never_cross_a_split(tmp_path):
 
 
 def test_camvid_refuses_other_names_and_protocols(tmp_path):
-    make(tmp_path, {'images/holiday.jpg': None, 'codes.txt': 'road\n'})
+    make(tmp_path, {'images/holiday.jpg': None, 'labels/holiday.png': 0, 'codes.txt': 'road\n'})
     with pytest.raises(ValueError, match="'holiday' is no CamVid frame"): camvid(tmp_path)
     with pytest.raises(ValueError, match="'official' or 'sequence'"): camvid(tmp_path, protocol='mine')
 
