@@ -78,6 +78,6 @@ def main(
             home = self_train(source, out/f'{HOMES.get(task, task)} source seed{seed}', rows=('teacher',), epochs=(first, 1), seed=seed, progress=False, **fit)
             here = out/(f'{task} N{n} seed{seed}' + ' alone' * alone)
             rows = ['student', 'control'] if alone else [r for r in TRANSFER_ROWS if r != 'all' or not [p for p in out.glob(f'{task} N* seed{seed}/all') if p.parent != here]]
-            transfer(home, target, mapping, here, n, pseudo_on, False if alone else None, rows, (first, epochs, epochs), seed=seed, lr=lr, progress=False, **fit)
+            transfer(home, target, mapping, here, n, pseudo_on=pseudo_on, replay=False if alone else None, rows=rows, epochs=(first, epochs, epochs), seed=seed, lr=lr, progress=False, **fit)
             collect(out, csv)
             print(f'{task} N={n} seed={seed}', flush=True)

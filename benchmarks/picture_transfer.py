@@ -26,8 +26,8 @@ def main(
     counts = np.array([test[[i]].counts() for i in range(len(test))])
     tram, fence = (int(counts[:, CITY_B.index(c)].argmax()) for c in ('tram', 'fence'))
     others = [i for i, g in enumerate(test.df.group) if g not in {*test.df.group[[tram, fence]]}]
-    rows = [tram, fence, others[len(others) // 2]]
+    shown = [tram, fence, others[len(others) // 2]]
     models = {'source': few.predictor('source')}
-    models |= {f'{r}, {n} labels': t.predictor(r) for n, t in ((10, few), (100, many)) for r in ('finetune', 'student')}
-    show_predictions({**models, 'all labels': whole.predictor('all')}, test, rows)
+    models |= {f'{r}, {n} labels': t.predictor(r) for n, t, rows in ((10, few, ('finetune', 'joint', 'student')), (100, many, ('student',))) for r in rows}
+    show_predictions({**models, 'all labels': whole.predictor('all')}, test, shown)
     plt.savefig(png, dpi=90, bbox_inches='tight')

@@ -55,6 +55,12 @@ def _pair(s, kind=int):
     v = [kind(x) for x in str(s).split(',') if x.strip()]
     return None if not v else v[0] if len(v) == 1 else tuple(v)
 
+def _three(s):
+    "'20,10,10' as (20, 10, 10)"
+    v = [int(x) for x in s.split(',') if x.strip().isdigit()]
+    if len(v) != 3: raise ValueError(f"epochs are three numbers, of the source, of finetuning and of the student, such as '20,10,10', not {s!r}")
+    return tuple(v)
+
 def _chosen(**kwargs): return {k: v for k, v in kwargs.items() if v} or None
 
 def _table(data, reader, keep, by, unlabelled, seed):
@@ -207,19 +213,22 @@ def transfer(
     target:str='', # Folder of the target, or 'scenes'
     out:str='runs/transfer', # Folder of the transfer; the same command again goes on there
     target_labels:str='', # Labels of the target to keep: a count, or a share with a point in it; all if not given
+    by:str='group', # Keep labels by 'group' or by 'image'
     mapping:str='', # Name of a mapping, or a JSON file; by the two label spaces if not given
     pseudo_on:str='target', # Images that get pseudo labels: 'target', 'source' or 'both'
     no_replay:store_true=False, # Do without the source's own labels (with pseudo labels on its images they are left out anyway)
     epochs:str='20,10,10', # Of the source, of finetuning, and of the student
-    rows:str='source,scratch,finetune,centroids,joint,student,control,all', # What to train
+    rows:str='', # What to train, of source,scratch,finetune,centroids,joint,student,control,all; all that there is data for if not given
     n:int=0, # Samples in an epoch, see selftrain-run
-    crop:str='', # Crop, see selftrain-run
+    crop:str='', # Crop, see selftrain-run; that of a finished source, if not given, as for size, scale, encoder and arch
     size:str='', # Working size, see selftrain-run
-    scale:str='0.5,2', # Range of the scale jitter
+    scale:str='', # Range of the scale jitter; '0.5,2' if not given
     min_conf:float=.7, # Pseudo labels below this confidence are void
-    lr:float=1e-3, # Peak learning rate
-    encoder:str='resnet10t', # Any timm encoder
-    arch:str='fpn', # Decoder
+    sampler:str='random', # How student and its teacher draw crops: 'random' or 'centroid'
+    lr:float=1e-3, # Peak learning rate of what begins as the source
+    source_lr:float=0, # That of the source and of row scratch; 3e-3, or what a finished source had, if not given
+    encoder:str='', # Any timm encoder; 'resnet10t' if not given
+    arch:str='', # Decoder; 'fpn' if not given
     pretrained:store_true=False, # The source starts from timm's ImageNet weights
     bf16:store_true=False, # Train in bfloat16, see selftrain-run
     seeds:str='0', # One transfer for each, '0,1,2'
@@ -234,14 +243,14 @@ def transfer(
     known = Run(source) if (Path(source)/'config.json').exists() else open_data(source)
     city = scenes(n=256, n_val=64, n_test=128, city='B') if target == 'scenes' else open_data(target)
     space = known.table.space if isinstance(known, Run) else known.space
-    how = dict(encoder=encoder, arch=arch, pretrained=pretrained, n=n or None, crop=_pair(crop), size=_pair(size), scale=_pair(scale, float), min_conf=min_conf, lr=lr, num_workers=workers, bf16=bf16)
+    how = dict(encoder=encoder, arch=arch, pretrained=pretrained, n=n, crop=_pair(crop), size=_pair(size), scale=_pair(scale, float), bf16=bf16)
+    how = {k: v for k, v in how.items() if v} | dict(min_conf=min_conf, sampler=sampler, num_workers=workers, lr=lr, source_lr=source_lr or None)
     m, command, done = _mapping(mapping, space, city.space), _command(source, target), []
     for s in map(int, seeds.split(',')):
         few = None if not target_labels else float(target_labels) if '.' in target_labels else int(target_labels)
-        done.append(t.transfer(known, city, m, Path(out)/f'seed{s}', few, pseudo_on, False if no_replay else None, rows.split(','), _pair(epochs), s, **how))
+        done.append(t.transfer(known, city, m, Path(out)/f'seed{s}', few, by, pseudo_on, False if no_replay else None, rows.split(',') if rows else None, _three(epochs), seed=s, **how))
         df = pd.concat([d.results for d in done], ignore_index=True).assign(command=command)
         if csv:
             with atomic_write(csv) as tmp: df.to_csv(tmp, index=False)
     print(f'\n{df.groupby(["split", "row"], sort=False)[["miou", "miou_shared", "miou_new"]].mean().round(1).to_string()}\n')
-    for d in done:
-        for p in sorted(d.path.glob('*/teacher/metrics.json')): print(f'report: {report(p.parent.parent, new=m.new)}')
+    for d in done: print(f'report: {report(d)}')

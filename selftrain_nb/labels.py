@@ -7,7 +7,7 @@ __all__ = ['VOID', 'KINDS', 'COLS', 'LabelSpace', 'cannot_write', 'atomic_write'
            'resize', 'Remap', 'drop_unsure', 'read_conf', 'read_mask', 'write_mask', 'SegTable', 'show_image_mask']
 
 # %% ../nbs/00_labels.ipynb #813a81d6
-import errno, json, os, threading
+import errno, json, os, threading, warnings
 from contextlib import contextmanager
 from pathlib import Path
 import numpy as np, pandas as pd, matplotlib.pyplot as plt
@@ -410,6 +410,8 @@ def keep_labels(self:SegTable,
     rng = np.random.default_rng(seed)
     if by == 'group': kept = self.df.group.isin(_draw_groups(self.df.group[real].value_counts(), target, rng))
     else: kept = self.df.index.isin(rng.permutation(real)[:target])
+    n = kept[real].sum()
+    if n >= 2 * target: warnings.warn(f'asked for {target} labels, kept {n} of {len(real)}: a group is the least that is kept, and the groups are that large; by="image" keeps single images', stacklevel=2)
     df, hide = self.df.copy(), self.df.index.isin(real) & ~kept
     df.loc[hide, 'truth'] = df.loc[hide, 'label']
     df.loc[hide, ['label', 'kind']] = '', 'none'

@@ -19,6 +19,7 @@ from .labels import *
 from .models import *
 from .pseudo import *
 from .selftrain import *
+from .transfer import *
 
 # %% ../nbs/10_report.ipynb #ca28b8cf
 _COLOURS = '''
@@ -109,7 +110,7 @@ def verdict(
     "What a run shows and what it does not, in plain sentences"
     t, s, c, a = (None if miou.get(r) is None or miou[r] != miou[r] else miou[r] for r in ROWS)
     if t is None: return ['Nothing has been measured: there is no trained network yet, or no labelled validation or test image.']
-    if s is None: return [f'The teacher reaches {t:.1f} mIoU. There is no student yet, so nothing can be said about self-training.']
+    if s is None: return [f'The teacher reaches {t:.1f} mIoU. It has no student, so nothing can be said about self-training.']
     noise = 'This is one run with one seed. Another seed moves such numbers by a point or more; small differences need several seeds.'
     return [*_gain(t, s, c), *_room(t, s, c, a), noise]
 
@@ -155,9 +156,12 @@ def _time(s):
     h, m, s = int(s) // 3600, int(s) // 60 % 60, s % 60
     return f'{h} h {m:02d} min' if h else f'{m} min {s:02.0f} s' if m else f'{s:.0f} s'
 
+def _row_means(run): return {r: m.replace('labelled images', 'labelled images and given labels', 1) if run.config.get('given') else m for r, m in _ROW_MEANS.items()}
+
 def _rows_table(run):
+    means = _row_means(run)
     pct = lambda s, k: _num(None if s[k] is None else 100 * s[k])
-    name = lambda r: Td(_swatch(f'var(--{r})'), r, ' ', Span(_ROW_MEANS[r], cls='dim'), cls='l')
+    name = lambda r: Td(_swatch(f'var(--{r})'), r, ' ', Span(means[r], cls='dim'), cls='l')
     rows = [[name(r), split, *(pct(s, k) for k in ('miou', 'acc')), str(m['steps']), _time(m['seconds']), str(m['n_real']), str(m['n_pseudo'])]
             for r in run.done for m in [run.metrics(r)] for split, s in (m['splits'] or {'–': dict(miou=None, acc=None)}).items()]
     return _table(['row, and what it learned from', 'split', 'mIoU', 'accuracy', 'steps', 'training', 'real', 'pseudo'], rows, left=2) if rows else P('No row is finished yet.')
@@ -496,7 +500,7 @@ def _conditions(run):
 def _data_table(run):
     "Images by split and kind"
     df = run.table.df
-    kinds = dict(real='labelled', pseudo='pseudo-labelled', none='without label')
+    kinds = dict(real='labelled', pseudo='given labels' if run.config.get('given') else 'pseudo-labelled', none='without label')
     hidden = ((df.kind == 'none') & (df.truth != '')).groupby(df.split).sum()
     rows = [[s, *(str(int(((df.split == s) & (df.kind == k)).sum())) for k in kinds), str(hidden[s]), str(df.group[df.split == s].nunique())] for s in ('train', 'val', 'test') if (df.split == s).any()]
     return _table(['split', *kinds.values(), 'of them with hidden truth', 'groups'], rows)
@@ -510,10 +514,10 @@ def _times_table(run):
     return Section(_table(['stage', 'finished', 'took'], [*rows, ['all stages', Td('', cls='l'), _time(log.seconds.sum())]], left=2), note) if rows else P('No stage is finished yet.')
 
 # %% ../nbs/10_report.ipynb #fe8c3147
-def _body(run, n_images, title, new=()):
+def _body(run, n_images, title, new=(), about='A self-training run: teacher, pseudo labels, student.'):
     "The parts of the page"
     links = dict(pictures='Pictures', classes='Classes', curves='Curves', pseudo='Pseudo labels', run='What was run')
-    return [Header(H1(title), P('A self-training run: teacher, pseudo labels, student.', cls='dim'), Nav(*(A(t, href=f'#{i}') for i, t in links.items()))),
+    return [Header(H1(title), P(about, cls='dim'), Nav(*(A(t, href=f'#{i}') for i, t in links.items()))),
             _headline(run), _rows_table(run), _legend(run.table.space), _pictures(run, n_images),
             H2('Class by class', id='classes'), _class_table(run, new),
             H2('Curves', id='curves'), _curves(run), P('The training loss of the student is taken on pseudo labels, too, and cannot be compared with that of the others; the dotted lines can.', cls='dim'),
@@ -521,23 +525,85 @@ def _body(run, n_images, title, new=()):
             H2('What was run', id='run'), H3('Data'), _data_table(run), H3('Time'), _times_table(run), H3('Settings'), _settings(run), H3('Conditions'), _conditions(run),
             Footer(f'Written by selftrain_nb {__version__}. This file is complete in itself: it loads nothing and runs no script.')]
 
+# %% ../nbs/10_report.ipynb #12458cf5
+_MOVED = dict(source="the source, read in the target's classes", scratch='the few labels, from nothing', finetune='the few labels, from the source', centroids='the same, half of the crops around class centroids', joint="the few labels and the source's",
+              student="what its teacher had, and pseudo labels", control='as its teacher, for as long as the student', all='all labels of the target')
+
+def _worth(m):
+    "Sentences on a transfer, from {row: mIoU}"
+    d = lambda a, b: f'{m[a] - m[b]:+.1f}'.replace('-', '−') if a in m and b in m else None
+    if v := d('finetune', 'scratch'): yield f'The source\'s network is worth {v} points (finetune against scratch).'
+    if v := d('joint', 'finetune'): yield f'Its labels are worth {v} (joint against finetune).'
+    if v := d('student', 'control'): yield f'Pseudo labels are worth {v} (student against control, which trained as long).'
+    if v := d('student', 'finetune'):
+        gap = gap_closed(m['finetune'], m['student'], m.get('all', float('nan')))
+        yield f'All of it: {v} against finetune, which trained half as long' + (f'; {100 * gap:.0f} % of the way to all labels'.replace('-', '−') if gap == gap else '') + '.'
+    yield 'This is one run with one seed; another seed moves such numbers by a point or more.'
+
+def _moved_rows(t, split):
+    "A line for each row: means over all, shared and new classes"
+    df = t.results.query('split == @split').set_index('row')
+    link = lambda r: A(r, href=f'{t.run(r)[0].path.name}/report.html') if r != 'source' else r
+    num = lambda x: '–' if x != x else f'{x:.0f}'
+    rows = [[Td(link(r), ' ', Span(_MOVED[r], cls='dim'), cls='l'), *(_num(x[k]) for k in ('miou', 'miou_shared', 'miou_new')), *(num(x[k]) for k in ('labels', 'n_pseudo', 'steps'))] for r, x in df.iterrows()]
+    return _table(['row, and what it learned from', 'mIoU', 'shared', 'new', 'labels', 'pseudo', 'steps'], rows)
+
+def _moved_classes(t, split):
+    "IoU of each class, the new ones marked and first"
+    space, iou = t.table.space, {r: t.metrics(r)['splits'][split]['iou'] for r in t.done}
+    get = lambda r, n: float('nan') if iou[r].get(n) is None else 100 * iou[r][n]
+    versus = [r for r in ('finetune', 'control') if {r, 'student'} <= set(iou)]
+    rows = [[Td(_swatch(_css(space.colours[space.index(n)])), n, Span(' new', cls='up') if n in t.config['new'] else '', cls='l'), *(_num(get(r, n)) for r in iou), *(_diff(get('student', n) - get(r, n)) for r in versus)]
+            for n in sorted(space.names, key=lambda n: n not in t.config['new'])]
+    return _table(['class', *iou, *(f'student − {r}' for r in versus)], rows)
+
+# %% ../nbs/10_report.ipynb #ef515a5f
+def _moved_pictures(t, n):
+    "What each network says of the images that show most of what is new"
+    split = next(s for s in ('val', 'test') if len(t.table.split(s).labelled))
+    table, models = t.telling(n, split), {r: t.predictor(r) for r in t.done}
+    names, strips = _names(table), []
+    for i in range(len(table)):
+        im, truth, seen = table.image(i), table.mask(i), _predict(models, table.image(i))
+        pics = {'image': _photo(im), 'truth': _classes(truth, table.space)} | {f'{r}, {_right(p, truth):.0f} %': _classes(p, table.space) for r, (p, _) in seen.items()}
+        strips.append(_strip(SimpleNamespace(name=names[i], group=table.df.group[i], pics=pics, note=['how many pixels are right stands below each picture'])))
+    return Section(H2(f'Pictures: {_WHERE[split]} images with most of the new classes' if t.config['new'] else f'Pictures: {_WHERE[split]} images'), *strips)
+
+def _report_transfer(t, path, n_images, title):
+    "The page of a transfer, and those of its runs"
+    if not t.done: raise FileNotFoundError(f'{t.path}: nothing is trained here yet; `transfer` does that')
+    c, mious = t.config, _mious(t)
+    split, m = next(iter(mious.items()))
+    for r in t.done:
+        if r not in ('source', 'student', 'control'): report(t.run(r)[0], n_images=n_images, title=f'{title}: {r}', new=c['new'], about=f'Row {r} of a transfer: {_MOVED[r]}.')
+    body = [Header(H1(title), P(f'From {len(c["source"]["names"])} classes to {len(c["target"]["names"])}, of which {", ".join(c["new"]) or "none"} new: {c["setting"]}.', cls='dim')),
+            Ul(*map(Li, _worth(m))), P(f'Percent on the {_WHERE[split]} images of the target.', cls='dim'), _moved_rows(t, split), _legend(t.table.space), _moved_pictures(t, n_images), H2('Class by class', id='classes'), _moved_classes(t, split),
+            Footer(f'Written by selftrain_nb {__version__}. The pages of the runs lie in their folders.')]
+    return _write(path, title, body)
+
 # %% ../nbs/10_report.ipynb #95f71f5b
+def _write(path, title, body):
+    "One page, written atomically"
+    head = [Meta(charset='utf-8'), Meta(name='viewport', content='width=device-width, initial-scale=1'), Meta(name='color-scheme', content='light dark'), ft("title", title), Style(Safe(_FRAME))]
+    page = Html(Head(*head), Body(Main(_styled(*body))), lang='en')
+    with atomic_write(path) as tmp: tmp.write_text(to_xml(page, indent=False), encoding='utf-8')
+    return path
+
 def report(
-    run, # `Run`, or the folder of one; a run that is not finished will do
+    run, # `Run` or `Transfer`, or the folder of one; one that is not finished will do
     path=None, # file to write; `report.html` in the run's folder if not given
     n_images=6, # validation images to show, and as many pseudo-labelled ones
     title=None, # heading; the name of the folder if not given
-    new=(), # names of classes to mark as new, see `transfer`
+    new=(), # names of classes to mark as new; a transfer knows its own
+    **about, # sentence below the heading, `about`
 ) -> Path: # the file
-    "Write one self-contained HTML file about a run, atomically; FileNotFoundError where there is no run"
-    run = run if isinstance(run, Run) else Run(run)
+    "Write one self-contained HTML file about a run, atomically; of a transfer also one for each of its runs, in their folders. FileNotFoundError where there is no run"
+    if not isinstance(run, (Run, Transfer)): run = Transfer(run) if (Path(run)/'transfer.json').exists() else Run(run)
+    what = run.path.resolve().name
+    if isinstance(run, Transfer): return _report_transfer(run, Path(path or run.path/'report.html'), n_images, title or f'Transfer {what}')
     for f in ('config.json', 'table.csv'):
-        if not (run.path/f).exists(): raise FileNotFoundError(f'{run.path}: no run here ({f} is missing); give the folder that self_train wrote to')
-    path, title = Path(path or run.path/'report.html'), title or f'Run {run.path.resolve().name}'
-    head = [Meta(charset='utf-8'), Meta(name='viewport', content='width=device-width, initial-scale=1'), Meta(name='color-scheme', content='light dark'), ft("title", title), Style(Safe(_FRAME))]
-    page = Html(Head(*head), Body(Main(_styled(*_body(run, n_images, title, new)))), lang='en')
-    with atomic_write(path) as tmp: tmp.write_text(to_xml(page, indent=False), encoding='utf-8')
-    return path
+        if not (run.path/f).exists(): raise FileNotFoundError(f'{run.path}: no run here ({f} is missing); give the folder that self_train or transfer wrote to')
+    return _write(Path(path or run.path/'report.html'), title or f'Run {what}', _body(run, n_images, title or f'Run {what}', new, **about))
 
 _FRAME = '''body{margin:0;background:#fff}main>.rep{max-width:76rem;margin:0 auto;padding:1.5rem clamp(.8rem,3vw,2rem)}
 @media (prefers-color-scheme:dark){body{background:#14171a}}@media print{body{background:#fff}}'''

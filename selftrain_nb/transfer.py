@@ -53,7 +53,7 @@ def show_predictions(
         im = table.image(i)
         show_image_mask(im, None, table.space, line[0], title='image'); show_image_mask(im, table.mask(i), table.space, line[1], 1., 'truth')
         for ax, (name, m) in zip(line[2:], models.items()):
-            show_image_mask(im, predict_full(m, [im])[0].max(0).indices.numpy(), table.space, ax, 1., name)
+            show_image_mask(im, predict_full(m, [im])[0].argmax(0).cpu().numpy(), table.space, ax, 1., name)
     for ax in axs[1:].flat: ax.set_title('')
     table.space.legend(axs[-1, 0], loc='upper left', bbox_to_anchor=(0, -.05), ncols=6)
     fig.subplots_adjust(wspace=.04, hspace=.06)
@@ -72,9 +72,9 @@ def carry_head(
     old, state = known.model.state_dict(), model.state_dict()
     heads = [k for k in old if 'segmentation_head' in k]
     if not heads: raise ValueError(f'this network has no part named segmentation_head: {", ".join(list(old)[-4:])} …')
-    lut = mapping.lut[:len(mapping.source)]
+    lut, last = mapping.lut[:len(mapping.source)], heads[-1].rpartition('.')[0]       # of a head of several layers the last one has the classes
     for k, v in old.items():
-        if k not in heads: state[k] = v; continue
+        if k.rpartition('.')[0] != last: state[k] = v; continue
         if v.ndim == 1: state[k] = torch.full_like(state[k], v.mean().item())
         for c in range(len(mapping.target)):
             if (lut == c).any(): state[k][c] = v[torch.from_numpy(lut == c)].mean(0)
@@ -97,7 +97,10 @@ def _lessons(few, source, mapping, pseudo_on, replay):
     if pseudo_on not in ('target', 'source', 'both'): raise ValueError(f"pseudo_on is 'target', 'source' or 'both', not {pseudo_on!r}")
     if replay and pseudo_on != 'target': raise ValueError(f"replay keeps the source's labels, pseudo_on={pseudo_on!r} makes new ones: choose one of the two")
     keep = few if pseudo_on != 'source' else few[(few.df.split != 'train') | (few.df.kind != 'none')]
-    if replay: return keep + _second_hand(mapping(source).train)
+    if replay:
+        twice = few.train.unlabelled.df.image.isin(source.train.labelled.df.image)
+        if twice.any(): raise ValueError(f"{twice.sum()} images have no label in the target and one in the source, the first: {few.train.unlabelled.df.image[twice].iloc[0]}. Either that label counts, or a pseudo label: with replay=False the latter")
+        return keep + _second_hand(mapping(source).train)
     return keep if pseudo_on == 'target' else keep + _without_labels(mapping(source).train)
 
 class Transfer:
@@ -107,16 +110,19 @@ class Transfer:
     @property
     def config(self): return json.loads((self.path/'transfer.json').read_text(encoding='utf-8'))
 
+    @property
+    def table(self): return SegTable.load(self.path/'target.csv')  # the target, with its few labels
+
     def run(self, row):
         "The run that a row is in, and its name there"
         inner = row if row in ('student', 'control') else 'teacher'
         return Run(self.path/(self.taught if inner == row else row)), inner
 
     @property
-    def taught(self): return 'joint' if self.config['replay'] else 'finetune'  # the row that is the student's teacher
+    def taught(self): return self.config['taught']  # the row that is the student's teacher
 
     @property
-    def done(self): return [r for r in TRANSFER_ROWS if ((self.path/'abroad.json').exists() if r == 'source' else self.run(r)[1] in self.run(r)[0].done)]
+    def done(self): return [r for r in TRANSFER_ROWS if (self.path/'transfer.json').exists() and ((self.path/'abroad.json').exists() if r == 'source' else self.run(r)[1] in self.run(r)[0].done)]
 
     def metrics(self, row):
         "What a row reached on the target's images, see `Run.metrics`"
@@ -139,8 +145,9 @@ def _line(t, row, split, m):
     pct = lambda v: None if v is None else round(100 * v, 2)
     mean = lambda names: round(100 * float(np.mean(v)), 2) if (v := [s['iou'][n] for n in names if s['iou'].get(n) is not None]) else None
     shared = [n for n in s['iou'] if n not in c['new']]
-    return dict(row=row, seed=c['seed'], labels=c['labels'], split=split, miou=pct(s['miou']), miou_shared=mean(shared), miou_new=mean(c['new']), acc=pct(s['acc']), **{k: m.get(k) for k in ('steps', 'seconds', 'device', 'n_real', 'n_pseudo')},
-                setting=c['setting'], **{f'iou_{k}': pct(v) for k, v in s['iou'].items()})
+    labels = 0 if row == 'source' else m['n_real']
+    return dict(row=row, seed=c['seed'], labels=labels, split=split, miou=pct(s['miou']), miou_shared=mean(shared), miou_new=mean(c['new']), acc=pct(s['acc']), **{k: m.get(k) for k in ('steps', 'seconds', 'device', 'n_real', 'n_pseudo')},
+                setting=f'{labels} labels of the target' if row in ('source', 'all') else c['setting'], **{f'iou_{k}': pct(v) for k, v in s['iou'].items()})
 
 def _results(t):
     "DataFrame: a row for each trained model and split"
@@ -154,51 +161,88 @@ def _abroad(t, source, mapping, target, bs):
     with atomic_write(t.path/'abroad.json') as tmp: tmp.write_text(json.dumps(found, indent=1), encoding='utf-8')
 
 # %% ../nbs/09_transfer.ipynb #49006fc4
-def _known(source, mapping, out, epochs, how):
-    "The source's network, trained here if a table was given, and its run"
-    run = source if isinstance(source, Run) else self_train(source, out/'source', rows=('teacher',), epochs=(epochs, 1), **how)
-    if 'teacher' not in run.done: raise ValueError(f'{run.path}: no finished teacher in this run')
-    known = run.predictor('teacher')
-    if known.dls.space != mapping.source: raise ValueError(f'the mapping is from {mapping.source}, the source knows {known.dls.space}')
-    return known, run
+_NETWORK, _READ = ('encoder', 'arch', 'pretrained'), ('size', 'crop', 'scale', 'bs', 'bf16', 'weight_power')
 
-def _runs(t, rows, few, lessons, init, epochs, lr, how):
-    "Each run that the rows ask for; what begins from nothing learns at the source's rate `lr`"
+def _home(source, mapping, target, how, source_lr):
+    "Source as table or run, the mapping, what identifies the source, and the settings: those of a finished run are kept unless others are given"
+    source = Run(source) if isinstance(source, (str, Path)) else source
+    space = source.table.space if isinstance(source, Run) and 'teacher' in source.done else getattr(source, 'space', None)
+    if space is None: raise ValueError(f'{source.path}: no finished teacher in this run')
+    if isinstance(mapping, dict): mapping = Mapping(space, target.space, mapping, [n for n in target.space.names if n not in mapping.values()])
+    if target.space != mapping.target: raise ValueError(f'the mapping is to {mapping.target}, the target is in {target.space}')
+    if space != mapping.source: raise ValueError(f'the mapping is from {mapping.source}, the source knows {space}')
+    if not isinstance(source, Run): return source, mapping, table_hash(source), how, source_lr or 3e-3
+    c = source.config
+    other = [f'{k}={how[k]!r}' for k in _NETWORK[:2] if how.get(k, c[k]) != c[k]]
+    if other: raise ValueError(f'{", ".join(other)}: the network of {source.path} is {c["encoder"]} {c["arch"]}, and what begins as it has to be the same')
+    kept = {k: c[k] for k in (*_NETWORK, *_READ)}
+    return source, mapping, weights_hash(source.predictor('teacher').model), {**kept, **how}, source_lr or c['lr']
+
+def _check(t, few, lessons, rows):
+    "ValueError for what could only fail after hours"
+    if not any(len(part.real) for part in (few.val, few.test)): raise ValueError(f'no labelled image of split `val` or `test` in {few}: nothing could be measured')
+    if 'joint' in rows and t['taught'] != 'joint': raise ValueError("row `joint` keeps the source's labels, and replay is off")
+    if 'student' in rows and not len(lessons.train.unlabelled): raise ValueError(f'no unlabelled image in {lessons}: keep fewer labels (target_labels), or add images, `target + seg_folder(...)`')
+    if 'all' in rows and not _hidden(few): raise ValueError('row `all` needs labels of the target that are not among the few; there are none')
+
+def _hidden(few): return len(few.revealed.train.real) > len(few.train.real)
+
+# %% ../nbs/09_transfer.ipynb #89f720b1
+def _known(source, out, epochs, lr, how):
+    "The source's network, trained here if a table was given, and its run"
+    run = source if isinstance(source, Run) else self_train(source, out/'source', rows=('teacher',), epochs=(epochs, 1), lr=lr, **how)
+    return run.predictor('teacher'), run
+
+def _runs(t, rows, few, lessons, epochs, source_lr, how):
+    "Each run that the rows ask for; what begins from nothing learns at the source's rate, and what is called plain draws its crops at random"
     (first, second), after = epochs, [r for r in ('student', 'control') if r in rows]
+    how = {**how, 'n': how.get('n') or max(len(few.train.real), 25 * how.get('bs', 8))}  # of the few labels, for row `all` too
+    init = t.path/'carried.safetensors'
     def one(name, table, epochs=(first, 1), more=(), **kw): self_train(table, t.path/name, rows=('teacher', *more), epochs=epochs, **{**how, **kw})
-    if 'scratch' in rows: one('scratch', few, lr=lr)
-    if 'finetune' in rows and t.taught == 'joint': one('finetune', few, init=init)
-    if 'centroids' in rows: one('centroids', few, init=init, sampler='centroid')
+    if 'scratch' in rows: one('scratch', few, lr=source_lr, sampler='random')
+    if 'finetune' in rows and t.taught != 'finetune': one('finetune', few, init=init, sampler='random')
+    if 'centroids' in rows and t.taught != 'centroids': one('centroids', few, init=init, sampler='centroid')
     if t.taught in rows or after: one(t.taught, lessons, epochs, after, init=init, given=float(t.taught == 'joint'))
     if 'all' in rows: one('all', few.revealed, (first + second, 1), init=init)
 
 # %% ../nbs/09_transfer.ipynb #5365d5dc
 def transfer(
-    source, # `SegTable` with labels, or a finished `Run` whose teacher is the source's network
+    source, # `SegTable` with labels, or a finished `Run` (or its folder) whose teacher is the source's network; then its settings are kept
     target, # `SegTable` with labels; those that are not among the few are hidden, and used for row `all` alone
-    mapping, # `Mapping` from the source's classes to the target's
+    mapping, # `Mapping` from the source's classes to the target's, or its dict: then what nothing becomes is new
     out, # folder of the transfer; the same call again goes on there
-    target_labels=None, # how many labels of the target to keep, a count or a share, by group; all that there are if not given
+    target_labels=None, # how many labels of the target to keep, a count or a share; all that there are if not given
+    by='group', # what is kept of the target's labels: whole groups, or single images, see `SegTable.keep_labels`
     pseudo_on='target', # images that get pseudo labels: the 'target's without a label, the 'source's, or 'both'
     replay=None, # keep the source's own labels in what teacher and student learn from; by itself where its images get no pseudo labels
-    rows=TRANSFER_ROWS, # what to train and measure
+    rows=None, # what to train and measure, of `TRANSFER_ROWS`; if not given, all that there is data for
     epochs=(20, 10, 10), # of the source, of finetuning, and of the student
+    lr=1e-3, # peak learning rate of what begins as the source: gently, so as not to forget
+    source_lr=None, # that of what begins from nothing, the source and `scratch`; 3e-3, or what a finished run had, if not given
     seed=0, # of everything
     **how, # to `self_train`; `unweight` is on here
 ) -> Transfer:
-    "A network taken to another domain with other classes, and the baselines that it has to beat; resumes. ValueError for tables that the mapping does not fit, or a folder that holds another transfer"
-    if target.space != mapping.target: raise ValueError(f'the mapping is to {mapping.target}, the target is in {target.space}')
+    "A network taken to another domain with other classes, and the baselines that it has to beat; resumes. ValueError, before anything is trained, for tables that the mapping does not fit, or a folder that holds another transfer"
+    source, mapping, origin, how, source_lr = _home(source, mapping, target, {'unweight': True, **how, 'seed': seed}, source_lr)
+    replay = pseudo_on == 'target' if replay is None else replay
+    taught = 'joint' if replay else 'centroids' if how.get('sampler') == 'centroid' else 'finetune'
+    few = target if target_labels is None else target.keep_labels(target_labels, by=by, seed=seed)
+    lessons = _lessons(few, source.table if isinstance(source, Run) else source, mapping, pseudo_on, replay)
+    rows = rows or [r for r in TRANSFER_ROWS if (r != 'joint' or replay) and (r != 'all' or _hidden(few))]
     unknown = set(rows) - set(TRANSFER_ROWS)
     if unknown: raise ValueError(f'no rows {sorted(unknown)}: choose of {TRANSFER_ROWS}')
-    t, how, replay = Transfer(out), {'unweight': True, **how, 'seed': seed}, pseudo_on == 'target' if replay is None else replay
-    few = target.keep_labels(target_labels, seed=seed) if target_labels else target
-    setting = f'{len(few.train.real)} labels of the target, pseudo labels on {pseudo_on}' + ", the source's labels kept" * replay
-    claim_folder(t.path, 'transfer.json', dict(source=mapping.source.to_dict(), target=mapping.target.to_dict(), to=mapping.to, new=mapping.new, labels=len(few.train.real), replay=replay, seed=seed, setting=setting, table=table_hash(few)))
-    known, home = _known(source, mapping, t.path, epochs[0], how)
+    if len(epochs) != 3: raise ValueError(f'epochs are those of the source, of finetuning and of the student, not {epochs}')
+    config = dict(source=mapping.source.to_dict(), target=mapping.target.to_dict(), to=mapping.to, new=mapping.new, labels=len(few.train.real), taught=taught, seed=seed, origin=origin, table=table_hash(few),
+                  setting=f'{len(few.train.real)} labels of the target, pseudo labels on {pseudo_on}' + ", the source's labels kept" * replay)
+    _check(config, few, lessons, rows)
+    t = Transfer(out)
+    claim_folder(t.path, 'transfer.json', config)
+    if not (t.path/'target.csv').exists(): few.save(t.path/'target.csv')
+    known, home = _known(source, t.path, epochs[0], source_lr, how)
     if not (t.path/'source.safetensors').exists(): save_weights(known.model, t.path/'source.safetensors', encoder=known.encoder, arch=known.arch, space=mapping.source.to_dict(), size=known.dls.size)
     if not (t.path/'carried.safetensors').exists(): carry_head(known, mapping, t.path/'carried.safetensors', seed)
     if 'source' in rows and 'source' not in t.done: _abroad(t, known, mapping, target, how.get('bs', 8))
-    _runs(t, rows, few, _lessons(few, home.table, mapping, pseudo_on, replay), t.path/'carried.safetensors', epochs[1:], home.config['lr'], how)
+    _runs(t, rows, few, lessons, epochs[1:], source_lr, {**how, 'lr': lr})
     return t
 
 # %% ../nbs/09_transfer.ipynb #652fe646
@@ -210,14 +254,22 @@ def _telling(table, classes, n):
     return sorted(rows, key=lambda i: -np.isin(table.mask(i), ids).sum())[:n] if classes else rows
 
 @patch
+def telling(self:Transfer,
+    n=3, # images
+    split='val', # of the target
+) -> SegTable:
+    "Labelled images of the target that show most of the new classes, or are spread over it where none is new; ValueError where there are none"
+    table = self.table.split(split).labelled
+    if not len(table): raise ValueError(f'the target has no labelled images of split {split!r}')
+    return table[_telling(table, self.config['new'], n)]
+
+@patch
 def show(self:Transfer,
     rows=None, # of `TRANSFER_ROWS`; those that are trained if not given
-    n=3, # images of the target: those that show most of the new classes, or spread over it where none is new
-    split='val', # of the target
+    n=3, split='val', # images of the target, see `Transfer.telling`
 ):
-    "Images, truth and what each network says; ValueError where nothing is trained"
-    trained = [r for r in self.done if r != 'source'] if self.path.exists() else []
-    if not trained: raise ValueError(f'{self.path}: nothing is trained here; `transfer` does that')
-    table = self.run(trained[0])[0].table
-    table = table[table.df.split == split].labelled
-    show_predictions({r: self.predictor(r) for r in rows or self.done}, table, _telling(table, self.config['new'], n))
+    "Images, truth and what each network says; ValueError where a row is not trained, or nothing is labelled"
+    missing = [r for r in rows or () if r not in self.done]
+    if missing or not self.done: raise ValueError(f'{self.path}: {"no row " + ", ".join(missing) if missing else "nothing is trained"} here, of {", ".join(self.done) or "all rows"}; `transfer` does that')
+    table = self.telling(n, split)
+    show_predictions({r: self.predictor(r) for r in rows or self.done}, table, range(len(table)))
