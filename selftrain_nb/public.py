@@ -19,7 +19,7 @@ def _drop(table, where): return table[~np.asarray(where)]
 
 def _under(table, *parts):
     "(n,) bool: which images lie in one of the folders"
-    names = table.df.image.str.replace(os.sep, '/')
+    names = '/' + table.df.image.str.replace(os.sep, '/')
     return np.any([names.str.contains(f'/{p}/', regex=False) for p in parts], axis=0)
 
 # %% ../nbs/02b_public.ipynb #be70c76b
@@ -142,9 +142,9 @@ def voc2012(
     "PASCAL VOC 2012 segmentation as a table, every image a group. Errors as of `cityscapes`"
     lists = {s: f'ImageSets/Segmentation/{s}.txt' for s in ('train', 'val', 'test')}
     path, _ = find_root(path, 'PASCAL VOC 2012', {'': ['JPEGImages', 'SegmentationClass', lists['train'], lists['val']]}, ['VOC2012', 'VOCdevkit/VOC2012'])
-    lists = {s: path/f for s, f in lists.items() if (path/f).exists()}       # that of the test comes with its images
+    lists = {s: f for s, f in lists.items() if (path/f).exists()}            # that of the test comes with its images
     table = seg_folder(path, 'JPEGImages', 'SegmentationClass', codes='', splits=lists, space=VOC, strict=strict)
-    named = table.df.group.isin({l for f in lists.values() for l in f.read_text().split()})
+    named = table.df.group.isin({l for f in lists.values() for l in (path/f).read_text().split()})
     check_complete(table[named], 'PASCAL VOC 2012', ['train', 'val'], strict)
     return table if extra else table[named]
 

@@ -544,7 +544,7 @@ def _moved_rows(t, split):
     "A line for each row: means over all, shared and new classes"
     df = t.results.query('split == @split').set_index('row')
     link = lambda r: A(r, href=f'{t.run(r)[0].path.name}/report.html') if r != 'source' else r
-    num = lambda x: '–' if x != x else f'{x:.0f}'
+    num = lambda x: '–' if x is None or x != x else f'{x:.0f}'
     rows = [[Td(link(r), ' ', Span(_MOVED[r], cls='dim'), cls='l'), *(_num(x[k]) for k in ('miou', 'miou_shared', 'miou_new')), *(num(x[k]) for k in ('labels', 'n_pseudo', 'steps'))] for r, x in df.iterrows()]
     return _table(['row, and what it learned from', 'mIoU', 'shared', 'new', 'labels', 'pseudo', 'steps'], rows)
 

@@ -101,6 +101,15 @@ def test_what_is_read(tmp_path, name):
     assert len(t.check()) == 0 and not t.df.image.duplicated().any()
     assert all((m := t.mask(i)).max(where=m != VOID, initial=0) < len(t.space) for i, r in enumerate(t) if r.label)
 
+@pytest.mark.parametrize('name', SETS)
+def test_from_within_and_through_a_link(tmp_path, monkeypatch, name):
+    make, read, *_ = SETS[name]
+    n = len(read(make(tmp_path/'data')))
+    (tmp_path/'link').symlink_to(tmp_path/'data')
+    for here, path in ((tmp_path/'data', '.'), (tmp_path, 'data/'), (tmp_path, 'link')):
+        monkeypatch.chdir(here)
+        assert len(read(path)) == n
+
 PARTS = {  # a folder or file without which nothing can be read, and what the error names
     'Cityscapes': ('gtFine', 'missing: gtFine'), 'Cityscapes, coarse': ('gtCoarse', 'missing: gtCoarse'), 'KITTI': ('training/semantic', 'missing: training/semantic'), 'Mapillary 1.2': ('config.json', 'none is here'),
     'Mapillary 2.0': ('validation', 'missing: validation/images'), 'BDD100K': ('labels', 'missing: labels/sem_seg/masks'), 'BDD100K, older': ('seg/images', 'missing: seg/images'),

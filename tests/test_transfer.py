@@ -109,6 +109,13 @@ def test_errors_come_before_the_work(cities, tmp_path, how, says):
     with pytest.raises(ValueError, match=says): go(table(cities, 'A'), cities, tmp_path/'out', **{**TINY, **how})
     assert not (tmp_path/'out').exists()
 
+def test_a_report_of_what_there_is(cities, homes, tmp_path):
+    with pytest.raises(FileNotFoundError, match='nothing is trained here yet'): report(Transfer(tmp_path))
+    t = go(homes[0], cities, tmp_path/'out', rows=['source'])
+    page = report(t.path).read_text(encoding='utf-8')
+    assert 'source' in page and 'href="' not in page.replace('href="#', '') and repr(t).endswith('source)')
+    t.show(); assert repr(Transfer(tmp_path/'nowhere')).endswith('nothing yet)')
+
 def test_what_cannot_be_measured_or_counts_twice(cities, homes, tmp_path):
     b = table(cities, 'B')
     with pytest.raises(ValueError, match='nothing could be measured'): go(homes[0], cities, tmp_path/'out', target=b[b.df.split == 'train'])
