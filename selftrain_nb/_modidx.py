@@ -705,6 +705,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'selftrain_nb.transfer._mapping': ('transfer.html#_mapping', 'selftrain_nb/transfer.py'),
                                        'selftrain_nb.transfer._results': ('transfer.html#_results', 'selftrain_nb/transfer.py'),
                                        'selftrain_nb.transfer._runs': ('transfer.html#_runs', 'selftrain_nb/transfer.py'),
+                                       'selftrain_nb.transfer._same_names': ('transfer.html#_same_names', 'selftrain_nb/transfer.py'),
                                        'selftrain_nb.transfer._second_hand': ('transfer.html#_second_hand', 'selftrain_nb/transfer.py'),
                                        'selftrain_nb.transfer._spread': ('transfer.html#_spread', 'selftrain_nb/transfer.py'),
                                        'selftrain_nb.transfer._telling': ('transfer.html#_telling', 'selftrain_nb/transfer.py'),

@@ -32,10 +32,13 @@ READERS = dict(camvid=camvid, idd_lite=idd_lite, cityscapes=cityscapes, kitti=ki
 _ARCHIVES = dict(idd20k_lite='idd_lite', idd20kii='idd', data_semantics='kitti', bdd='bdd100k', vocdevkit='voc2012', voc='voc2012')
 
 def _reader_of(folder):
-    "The reader whose name, or that of its archive, is a part of the folder's: `my-idd_lite` is one of IDD-lite, `hidden` none of IDD"
-    folder = re.sub('[^a-z0-9]+', '_', Path(folder).resolve().name.lower())
+    "The reader whose name, or that of its archive, is in the folder's, or in that of what it is a link to; short names as words: `my-idd` is IDD, `hidden` is not"
     known = {n: n for n in READERS} | _ARCHIVES
-    return next((known[n] for n in sorted(known, key=len, reverse=True) if f'_{n}_' in f'_{folder}_'), 'seg_folder')
+    for name in (Path(folder).expanduser().absolute().name, Path(folder).expanduser().resolve().name):
+        name = re.sub('[^a-z0-9]+', '_', name.lower())
+        for n in sorted(known, key=len, reverse=True):
+            if n in name if len(n) > 5 else re.search(f'(?<![a-z]){n}(?![a-z])', name): return known[n]
+    return 'seg_folder'
 
 def open_data(
     data, # folder, or 'scenes'
@@ -240,7 +243,7 @@ def transfer(
     from selftrain_nb.selftrain import Run
     from selftrain_nb.report import report
     if not source or not target: raise ValueError('--source or --target is missing: give folders of images and labels')
-    known = Run(source) if (Path(source)/'config.json').exists() else open_data(source)
+    known = Run(source) if all((Path(source)/f).exists() for f in ('config.json', 'table.csv')) else open_data(source)
     city = scenes(n=256, n_val=64, n_test=128, city='B') if target == 'scenes' else open_data(target)
     space = known.table.space if isinstance(known, Run) else known.space
     how = dict(encoder=encoder, arch=arch, pretrained=pretrained, n=n, crop=_pair(crop), size=_pair(size), scale=_pair(scale, float), bf16=bf16)
@@ -248,7 +251,7 @@ def transfer(
     m, command, done = _mapping(mapping, space, city.space), _command(source, target), []
     for s in map(int, seeds.split(',')):
         few = None if not target_labels else float(target_labels) if '.' in target_labels else int(target_labels)
-        done.append(t.transfer(known, city, m, Path(out)/f'seed{s}', few, by, pseudo_on, False if no_replay else None, rows.split(',') if rows else None, _three(epochs), seed=s, **how))
+        done.append(t.transfer(known, city, m, Path(out)/f'seed{s}', few, pseudo_on, False if no_replay else None, rows.split(',') if rows else None, _three(epochs), seed=s, by=by, **how))
         df = pd.concat([d.results for d in done], ignore_index=True).assign(command=command)
         if csv:
             with atomic_write(csv) as tmp: df.to_csv(tmp, index=False)

@@ -305,7 +305,7 @@ def _to_eleven(table):
     lut = [_TO_ELEVEN[n] for n in table.space.names]
     return SegTable(table.df, CAMVID, {k: Remap({i: v if v == VOID else lut[v] for i, v in r.ids.items()}) for k, r in table.remaps.items()})
 
-_PARTS = {'segnet': [s + e for s in ('train', 'val', 'test') for e in ('', 'annot')], 'authors': ['701_StillsRaw_full', 'LabeledApproved_full', 'label_colors.txt'], 'plain': ['images', 'labels', 'codes.txt']}
+_PARTS = {'segnet': [s + e for s in ('train', 'val', 'test') for e in ('', 'annot')], 'authors': ['701_StillsRaw_full', 'LabeledApproved_full', 'label_colors.txt'], 'plain': ['images', 'labels', 'codes.txt'], 'ours': ['images', 'labels', 'meta.json']}
 
 def _read(path, form, strict):
     "The table of one of the forms; each frame's split comes later"
@@ -351,6 +351,6 @@ def idd_lite(
         table = seg_folder(path, 'leftImg8bit', 'gtFine', space=IDD_LITE, label_name=lambda k: k.removesuffix('_image') + '_label',
                            is_label=lambda k: k.endswith('_label') and not k.endswith('_inst_label'), strict=strict)
     else: table = seg_folder(path, space=IDD_LITE, group=lambda k: k.split('_')[0], strict=strict)
-    check_complete(table, 'IDD-lite', ['train', 'val'] if form == 'archive' else ['val'], strict)
+    check_complete(table, 'IDD-lite', ['train', 'val'] if form == 'archive' else ['val'] * (len(table.val) > 0), strict)
     pool = (table.df.kind == 'none') & (table.df.split == 'test')
     return SegTable(table.df.assign(split=table.df.split.mask(pool, 'train')), table.space, table.remaps)

@@ -404,6 +404,7 @@ def keep_labels(self:SegTable,
     seed=0, # which ones
 ): # a `SegTable` of the same rows
     "Keep some of the real training labels and hide the others (kind `none`, label moved to `truth`); ValueError when there is none to keep"
+    if by not in ('group', 'image'): raise ValueError(f"labels are kept by 'group' or by 'image', not {by!r}")
     real = self.df.index[(self.df.split == 'train') & (self.df.kind == 'real')]
     target = amount if isinstance(amount, (int, np.integer)) else round(amount * len(real))
     if not 0 < target <= len(real): raise ValueError(f'cannot keep {amount} of {len(real)} real training labels')

@@ -142,7 +142,8 @@ def voc2012(
     "PASCAL VOC 2012 segmentation as a table, every image a group. Errors as of `cityscapes`"
     lists = {s: f'ImageSets/Segmentation/{s}.txt' for s in ('train', 'val', 'test')}
     path, _ = find_root(path, 'PASCAL VOC 2012', {'': ['JPEGImages', 'SegmentationClass', lists['train'], lists['val']]}, ['VOC2012', 'VOCdevkit/VOC2012'])
-    lists = {s: f for s, f in lists.items() if (path/f).exists()}            # that of the test comes with its images
+    test = path/lists['test']
+    if not test.exists() or not (path/f'JPEGImages/{test.read_text().split()[0]}.jpg').exists(): del lists['test']  # it comes with its images
     table = seg_folder(path, 'JPEGImages', 'SegmentationClass', codes='', splits=lists, space=VOC, strict=strict)
     named = table.df.group.isin({l for f in lists.values() for l in (path/f).read_text().split()})
     check_complete(table[named], 'PASCAL VOC 2012', ['train', 'val'], strict)

@@ -6,7 +6,7 @@
 __all__ = ['RARE', 'gap_closed', 'verdict', 'pick_rows', 'report']
 
 # %% ../nbs/10_report.ipynb #b50d1e39
-import base64, io, platform, re
+import base64, io, os, platform, re
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import SimpleNamespace
@@ -537,13 +537,13 @@ def _worth(m):
     if v := d('student', 'control'): yield f'Pseudo labels are worth {v} (student against control, which trained as long).'
     if v := d('student', 'finetune'):
         gap = gap_closed(m['finetune'], m['student'], m.get('all', float('nan')))
-        yield f'All of it: {v} against finetune, which trained half as long' + (f'; {100 * gap:.0f} % of the way to all labels'.replace('-', '−') if gap == gap else '') + '.'
+        yield f'All of it: {v} against finetune, which trained for fewer steps' + (f'; {100 * gap:.0f} % of the way to all labels'.replace('-', '−') if gap == gap else '') + '.'
     yield 'This is one run with one seed; another seed moves such numbers by a point or more.'
 
-def _moved_rows(t, split):
-    "A line for each row: means over all, shared and new classes"
+def _moved_rows(t, split, folder):
+    "A line for each row, with a link from a page in `folder`: means over all, shared and new classes"
     df = t.results.query('split == @split').set_index('row')
-    link = lambda r: A(r, href=f'{t.run(r)[0].path.name}/report.html') if r != 'source' else r
+    link = lambda r: A(r, href=Path(os.path.relpath(t.run(r)[0].path/'report.html', folder)).as_posix()) if r != 'source' else r
     num = lambda x: '–' if x is None or x != x else f'{x:.0f}'
     rows = [[Td(link(r), ' ', Span(_MOVED[r], cls='dim'), cls='l'), *(_num(x[k]) for k in ('miou', 'miou_shared', 'miou_new')), *(num(x[k]) for k in ('labels', 'n_pseudo', 'steps'))] for r, x in df.iterrows()]
     return _table(['row, and what it learned from', 'mIoU', 'shared', 'new', 'labels', 'pseudo', 'steps'], rows)
@@ -561,10 +561,12 @@ def _moved_classes(t, split):
 def _moved_pictures(t, n):
     "What each network says of the images that show most of what is new"
     split = next(s for s in ('val', 'test') if len(t.table.split(s).labelled))
-    table, models = t.telling(n, split), {r: t.predictor(r) for r in t.done}
+    table = t.telling(n, split)
+    models = {r: t.predictor(r) for r in t.done}
     names, strips = _names(table), []
     for i in range(len(table)):
-        im, truth, seen = table.image(i), table.mask(i), _predict(models, table.image(i))
+        im, truth = table.image(i), table.mask(i)
+        seen = _predict(models, im)
         pics = {'image': _photo(im), 'truth': _classes(truth, table.space)} | {f'{r}, {_right(p, truth):.0f} %': _classes(p, table.space) for r, (p, _) in seen.items()}
         strips.append(_strip(SimpleNamespace(name=names[i], group=table.df.group[i], pics=pics, note=['how many pixels are right stands below each picture'])))
     return Section(H2(f'Pictures: {_WHERE[split]} images with most of the new classes' if t.config['new'] else f'Pictures: {_WHERE[split]} images'), *strips)
@@ -576,8 +578,10 @@ def _report_transfer(t, path, n_images, title):
     split, m = next(iter(mious.items()))
     for r in t.done:
         if r not in ('source', 'student', 'control'): report(t.run(r)[0], n_images=n_images, title=f'{title}: {r}', new=c['new'], about=f'Row {r} of a transfer: {_MOVED[r]}.')
+    try: pictures = _moved_pictures(t, n_images)
+    except OSError: pictures = P('The images of the target are not where they were, and cannot be shown any more.')
     body = [Header(H1(title), P(f'From {len(c["source"]["names"])} classes to {len(c["target"]["names"])}, of which {", ".join(c["new"]) or "none"} new: {c["setting"]}.', cls='dim')),
-            Ul(*map(Li, _worth(m))), P(f'Percent on the {_WHERE[split]} images of the target.', cls='dim'), _moved_rows(t, split), _legend(t.table.space), _moved_pictures(t, n_images), H2('Class by class', id='classes'), _moved_classes(t, split),
+            Ul(*map(Li, _worth(m))), P(f'Percent on the {_WHERE[split]} images of the target.', cls='dim'), _moved_rows(t, split, path.parent), _legend(t.table.space), pictures, H2('Class by class', id='classes'), _moved_classes(t, split),
             Footer(f'Written by selftrain_nb {__version__}. The pages of the runs lie in their folders.')]
     return _write(path, title, body)
 

@@ -89,7 +89,7 @@ def _network(c, row):
 
 def _learner(c, row, table, plan, index):
     sampling = dict(sampler=c['sampler'], p=c['p'], tile=c['tile'], index=index, labels=c['labels'] if plan.ratio else 'hard')
-    dls = mixed_dls(table, ratio=plan.ratio, n=plan.n, crop=c['crop'] and tuple(c['crop']), size=_tuple(c['size']), bs=c['bs'], seed=c['seed'], num_workers=c['num_workers'], scale=tuple(c['scale']), **sampling)
+    dls = mixed_dls(table, ratio=plan.ratio, n=plan.n, crop=_tuple(c['crop']), size=_tuple(c['size']), bs=c['bs'], seed=c['seed'], num_workers=c['num_workers'], scale=tuple(c['scale']), **sampling)
     return seg_learner(dls, **_network(c, row), pretrained=c['pretrained'], weight_power=c['weight_power'], lr=c['lr'], model_kwargs=dict(bf16=bool(c.get('bf16'))))
 
 def _tuple(o): return tuple(o) if isinstance(o, list) else o

@@ -6,7 +6,7 @@
 __all__ = ['TRANSFER_ROWS', 'Led', 'led', 'show_predictions', 'carry_head', 'Transfer', 'transfer']
 
 # %% ../nbs/09_transfer.ipynb #bfd9b61e
-import json
+import json, os
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np, pandas as pd, torch, torch.nn as nn
@@ -88,6 +88,16 @@ def _without_labels(table):
     "The rows as images alone; no truth is hidden in them"
     return SegTable(table.df.assign(label='', kind='none', truth='', conf=''), table.space, table.remaps)
 
+def _same_names(table, other):
+    "The table, its images named as `other` names them where both mean one file"
+    folders = {}
+    def real(p):
+        d, name = os.path.split(p)
+        if d not in folders: folders[d] = os.path.realpath(d)
+        return os.path.join(folders[d], name)
+    names = {real(p): p for p in other.df.image}
+    return SegTable(table.df.assign(image=[names.get(real(p), p) for p in table.df.image]), table.space, table.remaps)
+
 def _second_hand(table):
     "The labelled rows, to be mixed in as pseudo labels are: in a ratio of their own"
     return SegTable(table.labelled.df.assign(kind='pseudo'), table.space, table.remaps)
@@ -96,6 +106,7 @@ def _lessons(few, source, mapping, pseudo_on, replay):
     "The few labels, the images that get pseudo labels, and the source's labels if they are to be remembered"
     if pseudo_on not in ('target', 'source', 'both'): raise ValueError(f"pseudo_on is 'target', 'source' or 'both', not {pseudo_on!r}")
     if replay and pseudo_on != 'target': raise ValueError(f"replay keeps the source's labels, pseudo_on={pseudo_on!r} makes new ones: choose one of the two")
+    source = _same_names(source, few)
     keep = few if pseudo_on != 'source' else few[(few.df.split != 'train') | (few.df.kind != 'none')]
     if replay:
         twice = few.train.unlabelled.df.image.isin(source.train.labelled.df.image)
@@ -119,7 +130,7 @@ class Transfer:
         return Run(self.path/(self.taught if inner == row else row)), inner
 
     @property
-    def taught(self): return self.config['taught']  # the row that is the student's teacher
+    def taught(self): return self.config.get('taught') or ('joint' if self.config['replay'] else 'finetune')  # the row that is the student's teacher; folders of earlier versions do not name it
 
     @property
     def done(self): return [r for r in TRANSFER_ROWS if (self.path/'transfer.json').exists() and ((self.path/'abroad.json').exists() if r == 'source' else self.run(r)[1] in self.run(r)[0].done)]
@@ -175,11 +186,12 @@ def _home(source, mapping, target, how, source_lr):
     c = source.config
     other = [f'{k}={how[k]!r}' for k in _NETWORK[:2] if how.get(k, c[k]) != c[k]]
     if other: raise ValueError(f'{", ".join(other)}: the network of {source.path} is {c["encoder"]} {c["arch"]}, and what begins as it has to be the same')
-    kept = {k: c[k] for k in (*_NETWORK, *_READ)}
+    kept = {k: c[k] for k in (*_NETWORK, *_READ) if k in c}  # runs of earlier versions know fewer
     return source, mapping, weights_hash(source.predictor('teacher').model), {**kept, **how}, source_lr or c['lr']
 
 def _check(t, few, lessons, rows):
     "ValueError for what could only fail after hours"
+    if set(rows) - {'source'} and not len(few.train.real): raise ValueError(f'no labelled training image in {few}: a few labels of the target are needed')
     if not any(len(part.real) for part in (few.val, few.test)): raise ValueError(f'no labelled image of split `val` or `test` in {few}: nothing could be measured')
     if 'joint' in rows and t['taught'] != 'joint': raise ValueError("row `joint` keeps the source's labels, and replay is off")
     if 'student' in rows and not len(lessons.train.unlabelled): raise ValueError(f'no unlabelled image in {lessons}: keep fewer labels (target_labels), or add images, `target + seg_folder(...)`')
@@ -197,13 +209,13 @@ def _runs(t, rows, few, lessons, epochs, source_lr, how):
     "Each run that the rows ask for; what begins from nothing learns at the source's rate, and what is called plain draws its crops at random"
     (first, second), after = epochs, [r for r in ('student', 'control') if r in rows]
     how = {**how, 'n': how.get('n') or max(len(few.train.real), 25 * how.get('bs', 8))}  # of the few labels, for row `all` too
-    init = t.path/'carried.safetensors'
+    start = dict(init=t.path/'carried.safetensors', pretrained=False)   # what begins as the source needs no other weights
     def one(name, table, epochs=(first, 1), more=(), **kw): self_train(table, t.path/name, rows=('teacher', *more), epochs=epochs, **{**how, **kw})
     if 'scratch' in rows: one('scratch', few, lr=source_lr, sampler='random')
-    if 'finetune' in rows and t.taught != 'finetune': one('finetune', few, init=init, sampler='random')
-    if 'centroids' in rows and t.taught != 'centroids': one('centroids', few, init=init, sampler='centroid')
-    if t.taught in rows or after: one(t.taught, lessons, epochs, after, init=init, given=float(t.taught == 'joint'))
-    if 'all' in rows: one('all', few.revealed, (first + second, 1), init=init)
+    if 'finetune' in rows and t.taught != 'finetune': one('finetune', few, **start, sampler='random')
+    if 'centroids' in rows and t.taught != 'centroids': one('centroids', few, **start, sampler='centroid')
+    if t.taught in rows or after: one(t.taught, lessons, epochs, after, **start, given=float(t.taught == 'joint'))
+    if 'all' in rows: one('all', few.revealed, (first + second, 1), **start)
 
 # %% ../nbs/09_transfer.ipynb #5365d5dc
 def transfer(
@@ -212,7 +224,6 @@ def transfer(
     mapping, # `Mapping` from the source's classes to the target's, or its dict: then what nothing becomes is new
     out, # folder of the transfer; the same call again goes on there
     target_labels=None, # how many labels of the target to keep, a count or a share; all that there are if not given
-    by='group', # what is kept of the target's labels: whole groups, or single images, see `SegTable.keep_labels`
     pseudo_on='target', # images that get pseudo labels: the 'target's without a label, the 'source's, or 'both'
     replay=None, # keep the source's own labels in what teacher and student learn from; by itself where its images get no pseudo labels
     rows=None, # what to train and measure, of `TRANSFER_ROWS`; if not given, all that there is data for
@@ -220,6 +231,7 @@ def transfer(
     lr=1e-3, # peak learning rate of what begins as the source: gently, so as not to forget
     source_lr=None, # that of what begins from nothing, the source and `scratch`; 3e-3, or what a finished run had, if not given
     seed=0, # of everything
+    by='group', # what is kept of the target's labels: whole groups, or single images, see `SegTable.keep_labels`
     **how, # to `self_train`; `unweight` is on here
 ) -> Transfer:
     "A network taken to another domain with other classes, and the baselines that it has to beat; resumes. ValueError, before anything is trained, for tables that the mapping does not fit, or a folder that holds another transfer"
@@ -228,7 +240,7 @@ def transfer(
     taught = 'joint' if replay else 'centroids' if how.get('sampler') == 'centroid' else 'finetune'
     few = target if target_labels is None else target.keep_labels(target_labels, by=by, seed=seed)
     lessons = _lessons(few, source.table if isinstance(source, Run) else source, mapping, pseudo_on, replay)
-    rows = rows or [r for r in TRANSFER_ROWS if (r != 'joint' or replay) and (r != 'all' or _hidden(few))]
+    if rows is None: rows = [r for r in TRANSFER_ROWS if (r != 'joint' or replay) and (r != 'all' or _hidden(few)) and (r not in ('student', 'control') or len(lessons.train.unlabelled))]
     unknown = set(rows) - set(TRANSFER_ROWS)
     if unknown: raise ValueError(f'no rows {sorted(unknown)}: choose of {TRANSFER_ROWS}')
     if len(epochs) != 3: raise ValueError(f'epochs are those of the source, of finetuning and of the student, not {epochs}')

@@ -199,6 +199,14 @@ def test_camvid_of_segnet(tmp_path, lists):
     assert len(t.labelled) == 3 and (t.mask(0) == 255).all() and t.space == CAMVID
 
 
+def test_forms_of_our_own(tmp_path):
+    "Classes in meta.json instead of codes.txt; IDD-lite without a list for validation"
+    make(tmp_path/'c', _video('0006R0_f{:05}', range(930, 1000, 30)) | {'meta.json': '{"classes": ["Road", "Void"]}'})
+    assert len(camvid(tmp_path/'c').train.real) == 3
+    make(tmp_path/'i', {f'images/d00{i}_0.jpg': None for i in range(3)} | {f'labels/d00{i}_0.png': 0 for i in range(3)})
+    assert len(idd_lite(tmp_path/'i').train.real) == 3
+
+
 def test_camvid_of_fastai(tmp_path):
     make(tmp_path, {'images/0016E5_00390.png': None, 'labels/0016E5_00390_P.png': 3, 'images/0016E5_07961.png': None, 'labels/0016E5_07961_P.png': 2,
                     'codes.txt': 'Animal\nCar\nVoid\nWall', 'valid.txt': '0016E5_07961.png'})

@@ -175,6 +175,8 @@ def test_what_lies_beside(tmp_path):
         warnings.simplefilter('error')
         assert len(cityscapes(c)) == 5 and len(cityscapes(c, extra=False)) == 4 and len(idd(i)) == 3
         t = voc2012(v)
+    lists = make(voc(tmp_path/'w'), [], {}, {'VOCdevkit/VOC2012/ImageSets/Segmentation/test.txt': '2008_000006\n'})
+    assert len(voc2012(lists)) == 4  # the list of a test whose images are not here
     assert [Path(r.image).stem for r in t.test] == ['2008_000006'] and len(t.train.unlabelled) == 2 and len(voc2012(v, extra=False)) == 3
     c = cityscapes_coarse(tmp_path/'coarse'); shutil.rmtree(c/'leftImg8bit/train_extra')
     with pytest.warns(UserWarning, match='no train_extra'): assert len(cityscapes(c, 'coarse')) == 3
@@ -228,6 +230,10 @@ def test_the_command_line_knows_them(tmp_path):
     assert open_data(kitti_semantics(tmp_path/'x'), 'kitti').space == CITYSCAPES
     assert open_data(idd_archive(tmp_path/'idd20k_lite')).space == IDD_LITE
     assert open_data(voc(tmp_path)/'VOCdevkit').space == VOC
+    (tmp_path/'my-cityscapes2').symlink_to(cityscapes_fine(tmp_path/'store9'))
+    assert open_data(tmp_path/'my-cityscapes2').space == CITYSCAPES
+    camvid_fastai(tmp_path/'store3'); (tmp_path/'CamVid701').symlink_to(tmp_path/'store3')
+    assert open_data(tmp_path/'CamVid701').groups[0] == '0001TP-00'  # of camvid, not of seg_folder
     assert open_data(make(tmp_path/'hidden', ['images/a.png'], {'labels/a.png': 0}, {'codes.txt': 'road'})).space.names == ('road',)  # no data set of IDD
 
 def test_a_bad_config(tmp_path):

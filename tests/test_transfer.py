@@ -103,7 +103,7 @@ def test_a_folder_of_a_run_a_dict_and_its_own_settings(cities, homes, tmp_path):
     assert not (tmp_path/'x').exists()
 
 @pytest.mark.parametrize('how,says', [
-    (dict(pseudo_on='unlabelled'), "'target', 'source' or 'both'"), (dict(target_labels=0), 'cannot keep 0'), (dict(target_labels=None), 'no unlabelled image'), (dict(target_labels=None, rows=['all']), 'there are none'),
+    (dict(pseudo_on='unlabelled'), "'target', 'source' or 'both'"), (dict(target_labels=0), 'cannot keep 0'), (dict(target_labels=None, rows=['student']), 'no unlabelled image'), (dict(by='groups'), "not 'groups'"), (dict(target_labels=None, rows=['all']), 'there are none'),
     (dict(epochs=(1, 1)), 'epochs are those of the source'), (dict(rows=['joint'], replay=False), 'replay is off'), (dict(mapping=CITY_B_TO_A), 'the mapping is to'), (dict(rows=['best']), 'no rows'), (dict(mapping={'road': 'road'}), 'without a place')])
 def test_errors_come_before_the_work(cities, tmp_path, how, says):
     with pytest.raises(ValueError, match=says): go(table(cities, 'A'), cities, tmp_path/'out', **{**TINY, **how})
@@ -114,20 +114,38 @@ def test_a_report_of_what_there_is(cities, homes, tmp_path):
     t = go(homes[0], cities, tmp_path/'out', rows=['source'])
     page = report(t.path).read_text(encoding='utf-8')
     assert 'source' in page and 'href="' not in page.replace('href="#', '') and repr(t).endswith('source)')
+    t = go(homes[0], cities, tmp_path/'out', rows=['source', 'finetune'])
+    assert 'href="out/finetune/report.html"' in report(t, tmp_path/'pages.html').read_text(encoding='utf-8')
     t.show(); assert repr(Transfer(tmp_path/'nowhere')).endswith('nothing yet)')
 
-def test_what_cannot_be_measured_or_counts_twice(cities, homes, tmp_path):
+def test_images_that_are_gone(cities, homes, tmp_path):
+    b = scenes(n=8, n_val=2, n_test=0, size=(32, 64), city='B', path=tmp_path/'B')
+    t = go(homes[0], cities, tmp_path/'out', target=b, rows=['finetune'])
+    (tmp_path/'B').rename(tmp_path/'C')
+    assert 'not where they were' in report(t).read_text(encoding='utf-8')
+
+def test_what_cannot_be_measured_or_counts_twice(cities, homes, tmp_path, monkeypatch):
     b = table(cities, 'B')
+    with pytest.raises(ValueError, match='no labelled training image'): go(homes[0], cities, tmp_path/'out', target=SegTable(b.df.assign(kind=np.where(b.df.split == 'train', 'none', b.df.kind), label=b.df.label.where(b.df.split != 'train', '')), b.space, b.remaps), target_labels=None)
     with pytest.raises(ValueError, match='nothing could be measured'): go(homes[0], cities, tmp_path/'out', target=b[b.df.split == 'train'])
     own = Mapping(CITY_A, CITY_A, {n: n for n in CITY_A.names})
     with pytest.raises(ValueError, match='4 images have no label in the target and one in the source'): go(homes[0], cities, tmp_path/'out', own, table(cities, 'A'))
-    assert go(homes[0], cities, tmp_path/'out', own, table(cities, 'A'), replay=False, rows=['student']).done == ['finetune', 'student']
+    (tmp_path/'link').symlink_to(cities)
+    a = table(cities, 'A')
+    linked = SegTable(a.df.assign(image=a.df.image.str.replace(str(cities), str(tmp_path/'link'))), a.space, a.remaps)
+    with pytest.raises(ValueError, match='4 images have no label in the target and one in the source'): go(homes[0], cities, tmp_path/'out', own, linked)
+    assert go(homes[0], cities, tmp_path/'out', own, a, replay=False, rows=['student']).done == ['finetune', 'student']
 
 def test_without_hidden_labels_there_is_no_upper_bound(cities, homes, tmp_path):
     b = table(cities, 'B').keep_labels(4, seed=0)
     b = SegTable(b.df.assign(truth=''), b.space, b.remaps)
     t = go(homes[0], cities, tmp_path/'out', target=b, target_labels=None, replay=False)
     assert t.done == ['source', 'scratch', 'finetune', 'centroids', 'student', 'control']
+
+def test_all_labels_and_no_rows_given(cities, homes, tmp_path):
+    "There is nothing to make pseudo labels for, and nothing hidden"
+    t = go(homes[0], cities, tmp_path/'out', target_labels=None, crop=32)
+    assert t.done == ['source', 'scratch', 'finetune', 'centroids', 'joint']
 
 def test_the_plain_baselines_draw_at_random(cities, homes, tmp_path):
     "And all rows get as many steps as the few labels ask for, row `all` as many as two of them"
