@@ -201,9 +201,9 @@ def _hidden(few): return len(few.revealed.train.real) > len(few.train.real)
 
 # %% ../nbs/09_transfer.ipynb #89f720b1
 def _known(source, out, epochs, lr, how):
-    "The source's network, trained here if a table was given, and its run"
+    "The source's network, trained here if a table was given"
     run = source if isinstance(source, Run) else self_train(source, out/'source', rows=('teacher',), epochs=(epochs, 1), lr=lr, **how)
-    return run.predictor('teacher'), run
+    return run.predictor('teacher')
 
 def _runs(t, rows, few, lessons, epochs, source_lr, how):
     "Each run that the rows ask for; what begins from nothing learns at the source's rate, and what is called plain draws its crops at random"
@@ -250,7 +250,7 @@ def transfer(
     t = Transfer(out)
     claim_folder(t.path, 'transfer.json', config)
     if not (t.path/'target.csv').exists(): few.save(t.path/'target.csv')
-    known, home = _known(source, t.path, epochs[0], source_lr, how)
+    known = _known(source, t.path, epochs[0], source_lr, how)
     if not (t.path/'source.safetensors').exists(): save_weights(known.model, t.path/'source.safetensors', encoder=known.encoder, arch=known.arch, space=mapping.source.to_dict(), size=known.dls.size)
     if not (t.path/'carried.safetensors').exists(): carry_head(known, mapping, t.path/'carried.safetensors', seed)
     if 'source' in rows and 'source' not in t.done: _abroad(t, known, mapping, target, how.get('bs', 8))
