@@ -209,6 +209,7 @@ def _mapping(name, source, target):
     if not fit: raise ValueError(f'no mapping from {source} to {target} comes along: give a JSON file with --mapping')
     return fit[0]
 
+# %% ../nbs/12_cli.ipynb #f72c2c26
 @call_parse
 @friendly
 def transfer(

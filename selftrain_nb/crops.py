@@ -228,6 +228,7 @@ def step(self:CropCost,
         return self._median(one)
     return self._once(('step', tuple(crop), bs), measure)
 
+# %% ../nbs/06_crops.ipynb #096d3737
 @patch
 def load(self:CropCost, crop, n=16):
     "Seconds to read, crop and collate one sample in one process"

@@ -254,6 +254,7 @@ def _readable_first(table, strict):
             if strict or i == len(table) - 1: raise
     return table[[i, *range(i), *range(i + 1, len(table))]]
 
+# %% ../nbs/04_data.ipynb #14a03569
 def _plan(t, k, n_pseudo, n, ratio, seed, sampler, p, index, **how):
     "A function of the epoch, and the index of centroids if there is one"
     if sampler not in ('random', 'centroid'): raise ValueError(f"sampler is 'random' or 'centroid', not {sampler!r}")
@@ -273,6 +274,8 @@ def n_batches(
     "Batches in an epoch of `mixed_dls`: a last batch of a single sample is left out"
     return -(-n // bs) - _drop_last(n, bs)
 
+
+# %% ../nbs/04_data.ipynb #92e5dfe8
 def _belief(t, size, labels):
     "What else than the mask a sample has: nothing, or how sure it is"
     if labels not in ('hard', 'weighted', 'soft'): raise ValueError(f"labels are 'hard', 'weighted' or 'soft', not {labels!r}")

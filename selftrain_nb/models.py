@@ -96,6 +96,7 @@ def soft_targets(
     t.scatter_(1, targ.clamp(max=n - 1)[:, None], p[:, :1])
     return t * (targ != VOID)[:, None]
 
+# %% ../nbs/05_models.ipynb #c320a473
 class SegLoss(nn.Module):
     "Weighted cross-entropy over the pixels that are not void; 0 when there is none"
     def __init__(self, 

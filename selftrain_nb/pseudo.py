@@ -83,6 +83,7 @@ def read_manifest(
     "What has been labelled so far, by all processes"
     return _latest(dest, lambda line, e: {k: v for k, v in e.items() if k != 'name'})
 
+# %% ../nbs/07_pseudo.ipynb #254499c7
 def _append(file, entries):
     "Append lines to a manifest; after an unfinished line, begin a new one"
     lines = ''.join(json.dumps(e, ensure_ascii=False) + '\n' for e in entries).encode()

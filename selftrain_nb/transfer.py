@@ -114,6 +114,7 @@ def _lessons(few, source, mapping, pseudo_on, replay):
         return keep + _second_hand(mapping(source).train)
     return keep if pseudo_on == 'target' else keep + _without_labels(mapping(source).train)
 
+# %% ../nbs/09_transfer.ipynb #9623d7cf
 class Transfer:
     "A folder that `transfer` has filled"
     def __init__(self, path): self.path = Path(path)
