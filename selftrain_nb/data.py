@@ -274,7 +274,6 @@ def n_batches(
     "Batches in an epoch of `mixed_dls`: a last batch of a single sample is left out"
     return -(-n // bs) - _drop_last(n, bs)
 
-
 # %% ../nbs/04_data.ipynb #92e5dfe8
 def _belief(t, size, labels):
     "What else than the mask a sample has: nothing, or how sure it is"
