@@ -1,5 +1,5 @@
 "Processes that may be killed: forked from a server that has imported the package and computed nothing, so each costs milliseconds instead of seconds."
-import io, json, multiprocessing as mp, time
+import io, json, multiprocessing as mp, os, time
 from pathlib import Path
 
 import numpy as np
@@ -40,29 +40,25 @@ def run(job, *args):
     return time.time() - begin
 
 
-def kill(after, job, *args):
-    "Run `job` in a child and SIGKILL it after some seconds; True if that hit it, False if it was faster"
-    p, conn = _start(job, args)
-    p.join(after); p.kill(); p.join()
-    done = conn.poll() and (e := _last(conn)) is not EOFError
-    if done and e: raise e
-    return not done
+def stopped_at(point, job, *args):
+    "Run `job` in a child that ends at once, without any clean-up, at a named point of the code (see `stop_at`); the point must be reached"
+    p, conn = _start(_with_stop, (point, job, args))
+    error = _last(conn)
+    p.join(60)
+    if error and error is not EOFError: raise error
+    assert error is EOFError and p.exitcode == 137, f'{point} was never reached'
 
 
-def _last(conn, patience=300):
+def _with_stop(point, job, args):
+    os.environ['SELFTRAIN_NB_STOP'] = point
+    job(*args)
+
+
+def _last(conn, patience=900):
     "What a child says in the end; EOFError, the class, if it died; a child that hangs fails the test instead of hanging it"
     assert conn.poll(patience), f'a child said nothing for {patience} s'
     try: return conn.recv()
     except EOFError: return EOFError
-
-
-def killed_by_itself(job, *args):
-    "Run `job` in a child that may kill itself; True if it did"
-    p, conn = _start(job, args)
-    error = _last(conn); p.join()
-    if error is EOFError: return True
-    if error: raise error
-    return False
 
 
 def contents(folder):

@@ -1,0 +1,221 @@
+"The commands as a newcomer types them: what they find, what they say, and how they end."
+import json, os, re, subprocess, sys
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from selftrain_nb import cli
+from selftrain_nb.datasets import seg_folder
+from selftrain_nb.selftrain import Options, Recipe, Run
+from selftrain_nb.transfer import TransferRecipe
+from test_selftrain import folder, halves, photo
+
+SMALL = '--encoder test_byobnet --no-pretrained --n 4 --bs 2 --crop 32,48 --epochs 1,1 --no-progress'.split()
+
+
+class Said:
+    "What a command printed, and its exit status"
+    def __init__(self, capsys, command, *args):
+        self.status = 0
+        try: getattr(cli, command)([str(a) for a in args])
+        except SystemExit as e: self.status = e.code
+        self.out, self.err = capsys.readouterr()
+
+    @property
+    def error(self):
+        "The one line of an error"
+        assert self.status in (1, 2) and 'Traceback' not in self.err, (self.status, self.err)
+        return self.err.strip().splitlines()[-1]
+
+
+@pytest.fixture
+def say(capsys): return lambda command, *args: Said(capsys, command, *args)
+
+
+@pytest.fixture(scope='module')
+def done(tmp_path_factory):
+    "A finished run of the command"
+    home = tmp_path_factory.mktemp('cli')
+    data = folder(home/'data', test=(1,))
+    cli.run(['--data', str(data), '--out', str(home/'runs'), '--csv', str(home/'all.csv'), *SMALL])
+    return data, home
+
+
+# What a run says and writes
+
+def test_a_run_tells_what_it_found_and_does(tmp_path, say):
+    data = folder(tmp_path/'data', test=(1,))
+    said = say('run', '--data', data, '--out', tmp_path/'runs', *SMALL)
+    assert said.status == 0
+    assert '2 labelled, 3 unlabelled, 1 val, 1 test images; 2 classes' in said.out
+    assert said.out.index('teacher: 1 epochs') < said.out.index('student: 1 epochs') < said.out.index('control: 1 epochs')
+    report, = re.findall('report: (.*)', said.out)
+    assert Path(report).exists()
+
+
+def test_results_of_all_seeds_go_to_one_file(done):
+    data, home = done
+    df = pd.read_csv(home/'all.csv')
+    assert df.arm.unique().tolist() == ['teacher', 'student', 'control'] and set(df.split) == {'val', 'test'}
+    wanted = 'data labels arm seed split miou biou acc steps seconds device n_real n_pseudo recipe iou_bg iou_fg command'.split()
+    assert set(wanted) <= set(df.columns) and str(home) not in df.to_csv()
+
+
+def test_a_log_file_gets_lines(tmp_path):
+    "Output to a file: an epoch is a line, and there are no bars"
+    data = folder(tmp_path/'data')
+    log = tmp_path/'log.txt'
+    args = [a for a in SMALL if a != '--no-progress']
+    with open(log, 'w') as f:
+        code = f'import sys; from selftrain_nb.cli import run; run({["--data", str(data), "--out", str(tmp_path/"runs"), *args]!r})'
+        subprocess.run([sys.executable, '-c', code], stdout=f, stderr=subprocess.STDOUT, timeout=900, check=True)
+    text = log.read_text()
+    assert '\r' not in text and '█' not in text and len(text) < 20_000
+    assert len(re.findall(r'^epoch 1/1 .*train_loss', text, flags=re.M)) == 3
+
+
+# Errors: one line that names the option, and nothing claimed
+
+@pytest.mark.parametrize('args,message', [
+    ('--epochs 10', 'epochs=10'), ('--epochs a,b', '--epochs'), ('--epochs 1,1,1', 'epochs='), ('--scale 1', 'scale='), ('--scale 0,1', 'scale='),
+    ('--scale 2,0.5', 'scale='), ('--ratio -1', 'ratio=-1'), ('--ratio nan', 'ratio=nan'), ('--num-workers -1', 'num_workers=-1'), ('--crop 32,32,32', 'crop='),
+    ('--crop 0', 'crop=0'), ('--bs 0', 'bs=0'), ('--n -5', 'n=-5'), ('--size 0', 'size=0'), ('--keep 50%', '--keep'), ('--keep -1', '--keep'), ('--seeds 0,x', '--seeds'),
+    ('--seeds 99999999999999999999', '--seeds'), ('--seeds -1', '--seeds'), ('--lr fast', '--lr'), ('--reader citiscapes', '--reader'), ('--arms pupil', 'pupil'),
+    ('--nonsense 1', '--nonsense'), ('--void road --reader camvid', '--void'), ('--encoder swin_tiny_patch4_window7_224', 'swin'), ('--encoder resnet1000', 'resnet1000')])
+def test_a_wrong_option_is_named_and_claims_nothing(done, tmp_path, say, args, message):
+    args = args.split()
+    small = [a for i, a in enumerate(SMALL) if a not in args and (i == 0 or SMALL[i-1] not in args)] if args[0] in SMALL else SMALL
+    said = say('run', '--data', done[0], '--out', tmp_path/'out', *small, *args)
+    assert message in said.error and not (tmp_path/'out').exists()
+
+
+@pytest.mark.parametrize('args,message', [('--window 32', '--window'), ('--shard 1', 'shard'), ('--scales 0', '--scales'), ('--shard 4,2', 'shard'), ('--bs 0', 'bs')])
+def test_so_for_labelling(done, tmp_path, say, args, message):
+    data, home = done
+    said = say('label', home/'runs', data/'images', tmp_path/'out', *args.split())
+    assert message in said.error and not (tmp_path/'out').exists()
+
+
+def test_which_setting_differs(done, say):
+    data, home = done
+    said = say('run', '--data', data, '--out', home/'runs', *SMALL, '--lr', '0.001')
+    assert 'lr is 0.004 there and 0.001 here' in said.error and not re.search('[0-9a-f]{12}', said.error)
+
+
+def test_bad_data_is_told_before_training(tmp_path, say):
+    for name, how, message in (('binary', dict(mask=lambda i: halves() * 255), 'binary'), ('void', dict(mask=lambda i: np.full((32, 48), 255, np.uint8)), 'void'),
+                               ('one', dict(codes='crack\n', mask=lambda i: halves() * 0), 'class')):
+        said = say('run', '--data', folder(tmp_path/name, **how), '--out', tmp_path/f'{name}_out', *SMALL)
+        assert message in said.error and not (tmp_path/f'{name}_out').exists()
+
+
+def test_what_the_message_says_leads_on(tmp_path, say):
+    data = folder(tmp_path/'d', mask=lambda i: halves() * 255)
+    assert say('run', '--data', data, '--out', tmp_path/'out', *SMALL, '--remap', 'binary', '--arms', 'teacher').status == 0
+
+
+# Folders as people have them
+
+def test_no_list_of_validation_images(tmp_path, say):
+    data = folder(tmp_path/'d', n=9, labelled=6, val=())
+    said = say('run', '--data', data, '--out', tmp_path/'out', *SMALL, '--arms', 'teacher')
+    assert said.status == 0 and 'held out for validation' in said.out and len(Run(tmp_path/'out/seed0').table.val.real) == 1
+    said = say('run', '--data', data, '--out', tmp_path/'half', *SMALL, '--arms', 'teacher', '--val', '0.5')
+    assert len(Run(tmp_path/'half/seed0').table.val.real) == 3
+
+
+@pytest.mark.parametrize('name', ['masks', 'annotations', 'gt'])
+def test_other_names_of_folders(tmp_path, say, name):
+    data = folder(tmp_path/'d')
+    (data/'labels').rename(data/name)
+    assert '4 labelled' in say('check', data, '--picture', tmp_path/'p.png').out or True
+    said = say('check', data, '--picture', tmp_path/'p.png')
+    assert said.status == 0 and '3 labelled, 3 unlabelled, 1 val' in said.out
+
+
+def test_folders_void_and_groups_as_options(tmp_path, say):
+    data = folder(tmp_path/'d', n=8, labelled=6, val=(), codes='bg\nfg\nsky\n')
+    (data/'images').rename(data/'photos_of_mine')
+    (data/'labels').rename(data/'drawn')
+    said = say('check', data, '--images', 'photos_of_mine', '--labels', 'drawn', '--void', 'sky', '--group', '1', '--val', '0.2', '--picture', tmp_path/'p.png')
+    assert said.status == 0 and '2 classes' in said.out and (tmp_path/'p.png').stat().st_size > 2000
+
+
+def test_a_colour_table_from_a_file(tmp_path, say):
+    colours = np.array([[0, 0, 0], [128, 0, 0]], np.uint8)
+    data = folder(tmp_path/'d', mask=lambda i: colours[halves()])
+    (data/'codes.txt').unlink()
+    (data/'class_dict.csv').write_text('name,r,g,b\nbg,0,0,0\nfg,128,0,0\n')
+    said = say('check', data, '--picture', tmp_path/'p.png')
+    assert said.status == 0 and 'fg' in said.out and '50.0' in said.out
+
+
+def test_check_names_every_bad_file(tmp_path, say):
+    data = folder(tmp_path/'d')
+    for f in ('images/2.png', 'labels/3.png'): (data/f).write_bytes(b'no')
+    said = say('check', data, '--picture', tmp_path/'p.png')
+    assert '2.png' in said.out and '3.png' in said.out
+
+
+# Labels
+
+def test_labels_can_be_looked_at_and_read_back(done, tmp_path, say):
+    data, home = done
+    q = tmp_path/'q'
+    (q/'images').mkdir(parents=True)
+    for i in range(3): photo(i).save(q/f'images/IMG_{i}.JPG', format='JPEG')
+    said = say('label', home/'runs/seed0', q/'images', q/'out', '--overlay')
+    assert said.status == 0 and '3 images labelled' in said.out
+    (q/'out'/'labels').rename(q/'labels')
+    for f in ('codes.txt', 'meta.json'):
+        if (q/'out'/f).exists(): (q/'out'/f).rename(q/f)
+        elif (q/'labels'/f).exists(): (q/'labels'/f).rename(q/f)
+    t = seg_folder(q, images='images', labels='labels')
+    assert len(t.real) == 3 and t.space.names == ('bg', 'fg') and not len(t.check())
+    assert Image.open(next((q/'labels').glob('*.png'))).mode == 'P' and len([*(q/'out/overlay').rglob('*.jpg')]) == 3
+
+
+def test_the_very_folder_given_as_out(done, tmp_path, say):
+    data, home = done
+    assert say('label', home/'runs', data/'images', tmp_path/'a').status == 0
+    (tmp_path/'runs').mkdir()
+    for s in (0, 1):
+        (tmp_path/f'runs/seed{s}').mkdir()
+        (tmp_path/f'runs/seed{s}/config.json').write_text('{}')
+    assert 'seed0' in say('label', tmp_path/'runs', data/'images', tmp_path/'b').error
+
+
+def test_unreadable_images_are_all_named(done, tmp_path, say):
+    data, home = done
+    (tmp_path/'im').mkdir()
+    for i in range(4): photo(i).save(tmp_path/f'im/{i}.png')
+    for i in (1, 3): (tmp_path/f'im/{i}.png').write_bytes(b'')
+    said = say('label', home/'runs/seed0', tmp_path/'im', tmp_path/'out')
+    assert '2 images labelled' in said.out and said.status == 1 and '1.png' in said.err and '3.png' in said.err
+
+
+# Help, and options that cannot drift from the recipe
+
+@pytest.mark.parametrize('command', ['run', 'label', 'transfer', 'check', 'demo'])
+def test_help(say, command):
+    said = say(command, '--help')
+    assert said.status == 0 and f'selftrain-{command}' in said.out
+
+
+def test_every_field_is_an_option(say):
+    text, moved = say('run', '--help').out, say('transfer', '--help').out
+    for cls, help in ((Recipe, text), (Options, text), (TransferRecipe, moved)):
+        missing = [f.name for f in fields(cls) if f.name != 'seed' and f'--{f.name.replace("_", "-")}' not in help]
+        assert not missing
+    assert 'images/' in text and 'codes.txt' in text and 'val.txt' in text       # what a folder must look like
+
+
+def test_the_installed_commands():
+    scripts = Path(sys.executable).parent
+    for command in ('run', 'label', 'transfer', 'check', 'demo'):
+        p = subprocess.run([scripts/f'selftrain-{command}', '--help'], capture_output=True, text=True, timeout=600)
+        assert p.returncode == 0, p.stderr
