@@ -174,9 +174,17 @@ def to_dict(self:Augment):
     "As plain JSON types"
     return dict(asdict(self), scale=list(self.scale))
 
-# %% ../nbs/10_augment.ipynb #fcde8928
+# %% ../nbs/10_augment.ipynb #d139d9fd
 weak = Augment()
 strong = Augment(colour=.5, hue=.15, grey=.2, blur=.5)
+
+@patch
+def describe(self:Augment) -> str:
+    "In words: what differs from `weak` or `strong`"
+    mine = self.to_dict()
+    differs = {name: [k for k, v in a.to_dict().items() if v != mine[k]] for name, a in dict(weak=weak, strong=strong).items()}
+    name = min(differs, key=lambda n: len(differs[n]))
+    return ' '.join([name, *[f'{k}={mine[k]}' for k in differs[name]]])
 
 # %% ../nbs/10_augment.ipynb #99bcd804
 @dataclass(frozen=True)
@@ -184,14 +192,15 @@ class OwnAugment(Augment):
     "The crop, scale and mirror of `weak`, and then a function of the user's"
     func: object = None # f(image, mask, rng) -> image, mask; both PIL
 
-    def to_dict(self): return dict(func=getattr(self.func, '__qualname__', repr(self.func)))
+    def to_dict(self): return dict(func=self.describe())
+    def describe(self): return getattr(self.func, '__qualname__', repr(self.func))
 
     def apply(self, image, labels, rng, crop=None, centroid=None):
         image, labels = super().apply(image, labels, rng, crop, centroid)
-        if len(labels) > 1: raise ValueError('augment: a function of your own changes image and mask, but not a confidence')
+        if len(labels) > 1: raise ValueError('augment: a function of your own changes image and mask, not a confidence')
         new, mask = self.func(image, labels[0], rng)
         if new.size == mask.size == image.size: return new, [mask]
-        raise ValueError(f'augment: {self.to_dict()["func"]} changed the size {image.size} to {new.size} and {mask.size}')
+        raise ValueError(f'augment: {self.describe()} changed {image.size} to {new.size} and {mask.size}')
 
 def as_augment(
     f, # `Augment`, or a function f(image, mask, rng) -> image, mask

@@ -6,17 +6,16 @@
 __all__ = ['PRESETS', 'RATES', 'LOGGED', 'epoch_sizes', 'fit_crop', 'CropRules', 'CropSetting', 'epoch_setting', 'CropSchedule',
            'CropCost']
 
-# %% ../nbs/16_crops.ipynb #b69f3b1c
-import time
-from contextlib import nullcontext
-from copy import deepcopy
+# %% ../nbs/16_crops.ipynb #fcd5f6f7
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
-import numpy as np, pandas as pd, torch, matplotlib.pyplot as plt
+import numpy as np, pandas as pd, matplotlib.pyplot as plt
 from fastcore.basics import patch
 from fastai.vision.all import Callback, L
 from .labels import *
 from .streams import *
+from .costs import *
+_all_ = ['CropCost']  # passed on
 
 # %% ../nbs/16_crops.ipynb #8dcdceee
 _GROW = [(1/3, .5), (1/3, .75), (1/3, 1.)]
@@ -169,7 +168,7 @@ def before_fit(self:CropSchedule):
     multiple = getattr(self.model, 'multiple', 32)
     self.chosen = self.settings(self.n_epoch, dl.n_first, dl.stream_bs[0], dl.crop, multiple)
     self._check_images()
-    self.held = None
+    self.held, self.trained = None, False
     k = len(self.recorder.metric_names) - self.recorder.add_time
     self.recorder.metric_names = L([*self.recorder.metric_names[:k], *LOGGED, *self.recorder.metric_names[k:]])
 
@@ -193,7 +192,7 @@ def before_train(self:CropSchedule):
     s, dl = self.chosen[self.epoch], self.dls.train
     self.switched = self.epoch > 0 and self.chosen[self.epoch - 1].crop != s.crop
     zoom = (_area(s.crop) / _area(dl.crop)) ** (self.rules.zoom / 2)
-    self.learn.dl = dl.resized(s.crop, s.bs, zoom)
+    self.learn.dl, self.trained = dl.resized(s.crop, s.bs, zoom), True
 
 @patch
 def after_train(self:CropSchedule):
@@ -217,6 +216,7 @@ def before_step(self:CropSchedule):
 @patch
 def after_validate(self:CropSchedule):
     "Size, batch and last learning rate go into the table of the fit"
+    if not self.trained: return  # `learn.validate()`
     s = self.chosen[self.epoch]
     self.recorder.log += [*s.crop, s.bs, float(self.opt.hypers[-1]['lr'])]
 
@@ -224,128 +224,6 @@ def after_validate(self:CropSchedule):
 def after_fit(self:CropSchedule):
     "The learning rate is the fit's own"
     self.before_batch()
-
-# %% ../nbs/16_crops.ipynb #4a486bbb
-class CropCost:
-    "Seconds and memory that training costs a learner at each crop size, measured when first asked for"
-    def __init__(self,
-        learn, # `Learner` with the DataLoaders of `seg_dls`
-        repeats=5, # of each timing; the median counts
-    ):
-        self.learn, self.repeats, self.found = learn, repeats, {}
-        dl = learn.dls.train
-        self.n, self.bs, self.crop, self.workers = dl.n_first, dl.stream_bs[0], dl.crop, dl.fake_l.num_workers
-        self.multiple = getattr(learn.model, 'multiple', 32)
-        self.device = next(learn.model.parameters()).device
-
-    def _once(self, key, measure):
-        if key not in self.found: self.found[key] = measure()
-        return self.found[key]
-
-    def samples(self, bs):
-        "Samples of all streams in a batch with `bs` of the first"
-        return sum(self.learn.dls.train.resized(self.crop, bs).stream_bs)
-
-# %% ../nbs/16_crops.ipynb #10b398ba
-def _seconds(f, repeats):
-    "Seconds that a call takes, after one to warm up"
-    sync, times = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None, []
-    for _ in range(repeats + 1):
-        sync()
-        begin = time.perf_counter()
-        f()
-        sync()
-        times.append(time.perf_counter() - begin)
-    return float(np.median(times[1:]))
-
-def _autocast(learn, device):
-    "What fastai's `MixedPrecision` does to a forward pass: nothing, except on a GPU"
-    mp = getattr(learn, 'mixed_precision', None)
-    if mp is None or device.type != 'cuda': return nullcontext()
-    return torch.autocast('cuda', dict(fp16=torch.float16, bf16=torch.bfloat16)[mp.amp_mode.value])
-
-@patch
-def _batch(self:CropCost, crop, bs):
-    "A training batch, and the seconds to read a sample of it in one process"
-    begin = time.perf_counter()
-    b = self.learn.dls.train.resized(crop, bs).one_batch()
-    return b, (time.perf_counter() - begin) / len(b[0])
-
-# %% ../nbs/16_crops.ipynb #f82c6522
-@patch
-def step(self:CropCost,
-    crop, # (h, w)
-    bs, # samples of the first stream in a batch
-): # seconds
-    "One training step: forward, backward, optimiser"
-    return self._once(('step', tuple(crop), bs), lambda: self._step(crop, bs))
-
-@patch
-def _step(self:CropCost, crop, bs):
-    (x, *y), model = self._batch(crop, bs)[0], deepcopy(self.learn.model).train()
-    opt = self.learn.opt_func(self.learn.splitter(model), lr=0.)
-    def one():
-        with _autocast(self.learn, self.device): loss = self.learn.loss_func(model(x), *y)
-        loss.backward()
-        opt.step()
-        opt.zero_grad()
-    return _seconds(one, self.repeats)
-
-# %% ../nbs/16_crops.ipynb #e36a2ea6
-@patch
-def load(self:CropCost,
-    crop, # (h, w)
-): # seconds
-    "To read, crop and collate one sample in one process"
-    return self._once(('load', tuple(crop)), lambda: self._batch(crop, self.bs)[1])
-
-@patch
-@torch.no_grad()
-def valid(self:CropCost): # seconds
-    "To validate once, from the first batch"
-    def measure():
-        learn, begin = self.learn, time.perf_counter()
-        x, *y = next(iter(learn.dls.valid))
-        with _autocast(learn, self.device): learn.loss_func(learn.model.eval()(x), *y)
-        return (time.perf_counter() - begin) * len(learn.dls.valid)
-    return self._once('valid', measure)
-
-# %% ../nbs/16_crops.ipynb #b2de3b70
-def _bytes_saved(model, x):
-    "Bytes that are kept for the backward pass"
-    kept = {}
-    def pack(t):
-        kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
-        return t
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t): out = model(x)
-    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    softmax = out.untyped_storage().nbytes() * 2  # the loss keeps it
-    return sum(n for k, n in kept.items() if k not in own) + softmax
-
-@patch
-def _bytes_per_pixel(self:CropCost):
-    model, x = deepcopy(self.learn.model).train(), torch.rand(2, 3, 64, 64, device=self.device)
-    with _autocast(self.learn, self.device): return _bytes_saved(model, x) / (2 * 64 * 64)
-
-@patch
-def memory(self:CropCost,
-    crop, # (h, w)
-    bs, # samples of the first stream in a batch
-) -> int: # bytes
-    "What a training step holds at its peak, without the work space of libraries"
-    weights = 16 * sum(p.numel() for p in self.learn.model.parameters())
-    return int(self._once('memory', self._bytes_per_pixel) * self.samples(bs) * _area(crop) + weights)
-
-# %% ../nbs/16_crops.ipynb #51be39c8
-@patch
-def epoch(self:CropCost,
-    s, # `CropSetting`
-    n, # samples of the first stream
-): # seconds
-    "An epoch with its validation: workers read ahead; one process alone reads and computes in turn"
-    steps = -(-n // s.bs)
-    compute, reading = self.step(s.crop, s.bs) * steps, self.load(s.crop) * steps * self.samples(s.bs)
-    return self.valid() + (max(compute, reading / self.workers) if self.workers else compute + reading)
 
 # %% ../nbs/16_crops.ipynb #648027a3
 @patch
@@ -400,7 +278,7 @@ def _show_spent(df, ax):
     two.plot(df.epoch, spent, color='#d62728', label='this schedule')
     two.plot(df.epoch, spent * df.speedup, ':', color='#555', label='constant')
     two.set(ylabel=f'{unit} so far', ylim=(0, None))
-    two.legend(fontsize=7, loc='upper left')
+    two.legend(fontsize=7, loc='lower right')
     memory = f', {df.memory.max():.0f} MiB at most' if 'memory' in df else ''
     faster = f'{df.speedup.iloc[-1]:.2f} times as fast as constant crops'
     ax.set_title(f'{faster}: {spent.iloc[-1]:.3g} {unit}{memory}', fontsize=9)

@@ -82,9 +82,11 @@ def _as_remap(remap, void):
     if not ids and not colours: return remap
     return Remap(remap.ids | {i: VOID for i in ids}, remap.colours | {c: VOID for c in colours}, remap.min_conf)
 
-# %% ../nbs/03_datasets.ipynb #66fb4ac6
+# %% ../nbs/03_datasets.ipynb #45c3aa62
 def _read_space(path, layout, space=None):
     "Label space and remap, from the files of a data set and from what the caller gave"
+    if not isinstance(space, LabelSpace | None):
+        raise TypeError(f'space is a LabelSpace, not {space!r}; folders are given by name: images=…')
     remap, name = _as_remap(layout.remap, layout.void), os.path.basename(os.path.abspath(path))
     if space is not None and remap is not None: return space, remap
     codes, binary = folder_codes(path, layout.codes), isinstance(layout.remap, str) and layout.remap == 'binary'
@@ -129,16 +131,16 @@ def _keep_listed(table, split, unlisted, lists):
                   f"{first_names(names)}. unlisted='unlabelled' trains on them without their labels", stacklevel=4)
     return table._like(df[~out])
 
-# %% ../nbs/03_datasets.ipynb #6a56bacc
-def _warn_splits(path, keys, lists):
+# %% ../nbs/03_datasets.ipynb #a901a3c5
+def _warn_splits(path, keys, read):
     "Name folders that lie beside splits and are named after none, and lists of an unknown name"
-    tops = Counter(k.split('/')[0] for k in keys if '/' in k)
+    tops = Counter(k.split('/')[0] for k in keys if '/' in k and name_meaning(k.split('/')[0])[1] != 'images')
     other = [t for t in tops if not name_meaning(t)[0]]
     if 0 < len(other) < len(tops):
         warnings.warn(f'{path}: {first_names(other)} is not the name of a split, unlike the folders beside it; its '
                       f'{sum(tops[t] for t in other)} images are for training', stacklevel=4)
-    read, stems = {f for _, f in lists}, {file_key(k.rsplit('/', 1)[-1]) for k in keys}
-    for f in set(path.glob('*.txt')) - read:
+    stems = {file_key(k.rsplit('/', 1)[-1]) for k in keys}
+    for f in sorted(set(path.glob('*.txt')) - set(read)):
         with suppress(OSError, ValueError, IndexError):
             named = file_key(text_lines(f)[0].split()[0]).rsplit('/', 1)[-1] in stems
             if named and f.stem.lower() not in ('all', 'trainval', 'train_val'):
@@ -232,7 +234,8 @@ def seg_folder(
     pairs = _pair(images, _labels(path, layout), layout.label_name, layout.strict, beside)
     space, remap = _read_space(path, layout, space)
     if layout.labels == 'none' and asked.labels == '': _warn_labels(path, images)
-    if isinstance(layout.splits, str) and not layout.splits: _warn_splits(path, images, lists)
+    if isinstance(layout.splits, str) and not layout.splits:
+        _warn_splits(path, images, [path/layout.codes, *(f for _, f in lists)])
     name = os.path.basename(os.path.abspath(path)) or 'ids'
     table = SegTable.make(images.values(), pairs, space, remap, name, group=_groups(images, layout.group))
     table = _keep_listed(table, _assign(images, lists), layout.unlisted, lists)

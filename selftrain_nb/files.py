@@ -107,7 +107,6 @@ def _claim_new(path, note, what):
     write_json(path/note, what)
     stop_at('claim')
 
-# %% ../nbs/90_files.ipynb #03b6a1c0
 def claim_folder(
     path, # folder
     note, # name of the file in it that says whose it is
@@ -132,7 +131,6 @@ def _hold(lock, path):
     except NotImplementedError: warnings.warn(f'{path}: this file system has no locks; start no second process here')
     except OSError as e: raise cannot_write(path, e) from e
 
-# %% ../nbs/90_files.ipynb #ad395cf3
 @contextmanager
 def folder_lock(
     path, # folder; made if it is not there

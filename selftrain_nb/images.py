@@ -11,20 +11,32 @@ import numpy as np
 from contextlib import contextmanager
 from PIL import Image
 
-# %% ../nbs/95_images.ipynb #be2d39fb
+# %% ../nbs/95_images.ipynb #012f25ed
+def _read_heic(path):
+    "Let Pillow read the photos of telephones, if the package for it is installed; returns a hint if it is not"
+    if not str(path).lower().endswith(('.heic', '.heif')): return ''
+    try:
+        from pillow_heif import register_heif_opener
+        register_heif_opener()
+        return ''
+    except ImportError: return '; such files need the package pillow-heif'
+
 @contextmanager
 def opened(
     path, # file
     what='image', # 'image' or 'label', for the message
 ): # an image that Pillow has opened
     "Open a file; whatever goes wrong, then or in the block, is an error that names the file"
+    hint = _read_heic(path)
     try:
-        with Image.open(path) as im: yield im
+        with Image.open(path) as im:
+            if im.format == 'TIFF': im.filename = ''  # Pillow mixes up the pixels of a TIFF that it maps and turns
+            yield im
     except FileNotFoundError: raise FileNotFoundError(f'{path}: no such {what}') from None
     except Exception as e:
         if str(e).startswith(f'{path}:'): raise
         kind, said = 'an image' if what == 'image' else 'a label', str(e) or type(e).__name__
-        raise OSError(f'{path}: cannot be read as {kind} ({said}); replace or remove the file') from e
+        raise OSError(f'{path}: cannot be read as {kind} ({said}{hint}); replace or remove the file') from e
 
 # %% ../nbs/95_images.ipynb #c54b3766
 _TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -76,17 +88,32 @@ def image_size(
     "The size of an image without decoding it"
     with opened(path) as im: return im.size if turn_needed(im, path) >= 5 else im.size[::-1]
 
-# %% ../nbs/95_images.ipynb #94eb8b58
+# %% ../nbs/95_images.ipynb #751d7982
+_SWAPPED = {'RGB;16B': 'RGB;16L', 'RGBA;16B': 'RGBA;16L', 'RGB;16L': 'RGB;16B', 'RGBA;16L': 'RGBA;16B'}
+
+def _rawmode(tile):
+    "How the pixels of a part of a file are stored"
+    return str(tile.args[0] if isinstance(tile.args, tuple) and tile.args else tile.args)
+
+def _low_bytes(path):
+    "The low bytes of a colour file of 16 bits"
+    with opened(path) as im:
+        swap = lambda t: _SWAPPED[_rawmode(t)] if isinstance(t.args, str) else (_SWAPPED[_rawmode(t)], *t.args[1:])
+        im.tile = [t._replace(args=swap(t)) for t in im.tile]
+        im.load()
+        return np.asarray(im)
+
 def _deep(im, path):
     "Values of more than 8 bits, (H, W) or (H, W, 3); None for an 8-bit image"
-    if im.mode.startswith(('I', 'F')): return np.asarray(im)
-    stored = str(im.tile[0][3]) if im.tile else ''
-    if ';16' not in stored or not im.mode.startswith('RGB'): return None
-    if im.format != 'PNG': return np.asarray(im).astype(np.uint16) * 257  # Pillow keeps 8 of the 16 bits
-    from torchvision.io import decode_image, read_file
-    a = decode_image(read_file(str(path))).permute(1, 2, 0).numpy()
-    return a[..., :3] if a.shape[-1] > 2 else a[..., 0]
+    modes = {_rawmode(t) for t in im.tile}
+    if not (im.mode.startswith(('I', 'F')) or any(';16' in m for m in modes)): return None
+    im.load()
+    a = np.asarray(im)
+    if im.mode.startswith(('I', 'F')): return a
+    low = _low_bytes(path) if modes <= _SWAPPED.keys() else a
+    return (a.astype(np.uint16) * 256 + low)[..., :3]
 
+# %% ../nbs/95_images.ipynb #cf3bdd62
 def _scaled(a, white, path):
     "Values of more than 8 bits as uint8"
     top, low = a.max(), a.min()

@@ -114,6 +114,13 @@ def _bytes(file):
     file.seek(0)
     return np.frombuffer(file.read(), np.uint8)
 
+def journal_files(
+    path, # npz file that the journals would have become
+) -> list: # files with the lines
+    "The journals that stopped processes have left beside `path`"
+    return sorted(Path(path).parent.glob(f'.{glob.escape(Path(path).name)}.*.lines'))
+
+# %% ../nbs/92_journal.ipynb #ba37a5c8
 @patch(cls_method=True)
 def left_by(cls:Records,
     path, # npz file that the journals would have become
@@ -127,12 +134,6 @@ def left_by(cls:Records,
             whole = data[:len(data) // dtype.itemsize * dtype.itemsize]
             found.append(cls(np.fromfile(lines, np.uint8), whole.view(dtype)))
     return found
-
-def journal_files(
-    path, # npz file that the journals would have become
-) -> list: # files with the lines
-    "The journals that stopped processes have left beside `path`"
-    return sorted(Path(path).parent.glob(f'.{glob.escape(Path(path).name)}.*.lines'))
 
 # %% ../nbs/92_journal.ipynb #4d2f29ab
 def save_journal(
@@ -176,17 +177,16 @@ def load(cls:Records,
 ):
     "What `save_journal` wrote; ValueError when it is damaged"
     try:
-        with np.load(path) as z: lines = z['lines']
-        found = cls(lines, npz_map(path, 'records'), path)
+        found = cls(np.array(npz_map(path, 'lines')), npz_map(path, 'records'), path)
         if len(found.records) != found.ends[-1]: raise ValueError('records are missing')
     except _DAMAGE as e: raise ValueError(f'{path}: damaged, or no index ({e}); delete it') from e
     return found
 
+# %% ../nbs/92_journal.ipynb #0b4779c4
 @patch
 def __getstate__(self:Records): return {**self.__dict__, 'records': None if self.path else self.records}
 @patch
 def __setstate__(self:Records, d):
-    "A worker process maps the file itself"
     self.__dict__.update(d)
     if self.path: self.records = npz_map(self.path, 'records')
 
@@ -232,6 +232,7 @@ class Lookup:
 def _stat(d): return d['name'], str(d['stat']), d['how']
 def _content(d): return d['hash'], d['how']
 
+# %% ../nbs/92_journal.ipynb #0a754807
 @patch
 def find(self:Lookup,
     source, # `Source`
@@ -297,15 +298,14 @@ def index_files(
     strict=False, # an OSError or ValueError of `make` is raised; otherwise the file has no records, with a warning
     progress=None, # show a bar; by itself on a terminal from 500 files on
 ) -> Records:
-    "The records of all files, read where they are new or have changed; resumes. ValueError for an index of something else"
-    note, own = json.loads(json.dumps(note)), _own(path, note)
+    "The records of all files, read where they are new or changed; resumes. ValueError for an index of something else"
+    note, own, left = json.loads(json.dumps(note)), _own(path, note), journal_files(path) if path else []
     if own is None or not _current(own, sources):
-        left = journal_files(path) if path else []
         known = [own, *map(_other, cached), *(Records.left_by(path, np.dtype(dtype)) if left else [])]
         lookup = Lookup([r for r in known if r is not None], note)
         bar = progress or progress is None and len(sources) >= 500 and is_terminal()
         own = _build(Journal(path, note, dtype), lookup, sources, make, strict, bar)
-        for f in left: _remove(f)
+    for f in left: _remove(f)
     bad = own.errors
     if bad: warnings.warn(f'{len(bad)} of {len(own)} files could not be read and are left out; the first: {bad[0]}')
     return own

@@ -52,8 +52,8 @@ def size_groups(
 class LabelJob:
     "How labelling is worked on; nothing here belongs to the identity of a store. ValueError for values out of range"
     bs: int = 8  # images of equal size that go through the network together
-    readers: int = 2  # threads that read images
-    writers: int = 2  # threads that write labels
+    readers: int = None  # threads that read images; half the cores, from 2 to 8, if not given
+    writers: int = None  # threads that write labels; the same
     centroids: object = None  # `CentroidSampler`: the index of its centroids is written on the way
     shard: tuple = (0, 1)  # (rank, number) of this process, where several label one folder together
     strict: bool = False  # an unreadable image is an error; otherwise it is left out and listed
@@ -61,13 +61,18 @@ class LabelJob:
     refresh: bool = False  # label images anew that have changed since they were labelled
 
     def __post_init__(self):
-        for k in ('bs', 'readers', 'writers'):
-            if not _whole(v := getattr(self, k), 1): raise ValueError(f'{k}={v!r}: must be a whole number from 1')
-        rank, world = self.shard if len(self.shard) == 2 else (None, None)
-        if not (_whole(world, 1) and _whole(rank, 0) and rank < world):
-            raise ValueError(f'shard={self.shard!r}: must be (rank, number of processes), with a rank below the number')
+        some = min(8, max(2, (os.cpu_count() or 1) // 2))
+        self.readers, self.writers = (some if n is None else n for n in (self.readers, self.writers))
+        _check_job(self)
 
-def _whole(v, lo): return isinstance(v, (int, np.integer)) and not isinstance(v, bool) and v >= lo
+# %% ../nbs/99_labelling.ipynb #83c941ee
+def _check_job(job):
+    whole = lambda v, lo: isinstance(v, (int, np.integer)) and not isinstance(v, bool) and v >= lo
+    for k in ('bs', 'readers', 'writers'):
+        if not whole(v := getattr(job, k), 1): raise ValueError(f'{k}={v!r}: must be a whole number from 1')
+    rank, world = job.shard if len(job.shard) == 2 else (None, None)
+    if not (whole(world, 1) and whole(rank, 0) and rank < world):
+        raise ValueError(f'shard={job.shard!r}: must be (rank, number of processes), with a rank below the number')
 
 # %% ../nbs/99_labelling.ipynb #4d34776e
 def image_table(
@@ -87,9 +92,7 @@ def image_table(
     if not files: raise ValueError(f'{images}: no images in it, nor below')
     return SegTable.make(files.values(), [None] * len(files), space), [*files]
 
-# %% ../nbs/99_labelling.ipynb #9b672722
-_WORDS = dict(teacher='its labels are those of another teacher', classes='its classes are others')
-
+# %% ../nbs/99_labelling.ipynb #3fb2a417
 class LabelWork:
     "The images of one call, on their way from files through a network to files. ValueError when `out` holds other work"
     def __init__(self,
@@ -101,19 +104,29 @@ class LabelWork:
         job, # `LabelJob`
         white=None, # see `read_image`
     ):
+        _check_min_conf(min_conf, len(table.space))
         self.table, self.names, self.out, self.who, self.job = table, names, Path(out), who, job
         self.min_conf, self.white, self.n = min_conf, white, len(table.space)
         self.manifest = self.out/_shard_name(job.shard, 'manifest.jsonl', 'manifest.{}-of-{}.jsonl')
         self.lock, self.total, self.written = threading.Lock(), np.zeros((self.n, 256), np.int64), set()
 
-    def _claim(self):
-        "Make the folder ours, with what a reader of label folders needs to know"
-        space = self.table.space
-        about = dict(version=3, **self.who, classes=list(space.names), space=space.to_dict())
-        claim_folder(self.out, 'store.json', about, _WORDS, ignore=('space',))
-        if not (self.out/'meta.json').exists(): write_space(self.out, space)
-
 def _shard_name(shard, alone, one_of): return alone if shard[1] == 1 else one_of.format(*shard)
+
+def _check_min_conf(v, n):
+    wrong = f'min_conf={v!r}: must be'
+    if np.shape(v) not in ((), (n,)): raise ValueError(f'{wrong} one number, or one for each of the {n} classes')
+    if not 0 <= np.min(v) <= np.max(v) <= 1.01: raise ValueError(f'{wrong} between 0 and 1')
+
+# %% ../nbs/99_labelling.ipynb #9b27d654
+_WORDS = dict(teacher='its labels are those of another teacher', classes='its classes are others')
+
+@patch
+def _claim(self:LabelWork):
+    "Make the folder ours, with what a reader of label folders needs to know"
+    space = self.table.space
+    about = dict(version=3, **self.who, classes=list(space.names), space=space.to_dict())
+    claim_folder(self.out, 'store.json', about, _WORDS, ignore=('space',))
+    if not (self.out/'meta.json').exists(): write_space(self.out, space)
 
 # %% ../nbs/99_labelling.ipynb #49b945d1
 @patch
@@ -147,12 +160,19 @@ def _compare(self:LabelWork, paths):
     if changed and not self.job.refresh:
         raise ValueError(f'{len(changed)} images have changed since they were labelled: {_some(changed)}. '
                          'Label them anew with LabelJob(refresh=True), or choose another folder')
-    lost = [n for n in self.names if n in done and done[n].sig and not (self.out/'labels'/done[n].file).exists()]
+    there = lambda d: os.path.exists(os.path.join(self.out, 'labels', d.file))
+    lost = [n for n in self.names if n in done and done[n].sig and not there(done[n])]
     if not (old := [*moved.values(), *dict.fromkeys(changed + lost)]): return
     entries = read_manifest(self.out)
-    lines = [dict(name=n, forget=entries[n]['sig']) for n in old]
-    append_lines(self.manifest, lines + [dict(name=n, **entries[o]) for n, o in moved.items()])
+    lines = [dict(name=n, gen=done[n].gen + 1, forget=True) for n in old]
+    append_lines(self.manifest, lines + [self._entry(n, **entries[o]) for n, o in moved.items()])
     self.done = read_done(self.out)
+
+@patch
+def _entry(self:LabelWork, name, **entry):
+    "A line of the manifest"
+    gen = self.done[name].gen if name in self.done else 0
+    return dict(name=name, **entry, **(dict(gen=gen) if gen else {}))
 
 def _some(names): return ', '.join(names[:5]) + (' …' if len(names) > 5 else '')
 
@@ -171,15 +191,16 @@ def _read(self:LabelWork, rows):
             notes[i] = str(e).replace(str(path), self.names[i])
     return images, notes
 
-# %% ../nbs/99_labelling.ipynb #9e38a726
+# %% ../nbs/99_labelling.ipynb #20bb5dbc
 @patch
 def _write_one(self:LabelWork, i, sig, label, conf, agree):
     "Write the files of one image; its entry in the manifest"
-    with atomic_write(self.labels.df.conf.iloc[i]) as tmp: Image.fromarray(conf).save(tmp, format='PNG')
-    write_mask(self.labels.df.label.iloc[i], label, self.table.space)
+    r = self.labels.df.iloc[i]
+    with atomic_write(r.conf) as tmp: Image.fromarray(conf).save(tmp, format='PNG', compress_level=1)
+    write_mask(r.label, label, self.table.space)
     first = conf if conf.ndim == 2 else conf[..., 0]
     if self.index: self.index(i, label, first)
-    return dict(name=self.names[i], file=self.files[i], sig=sig, **image_entry(label, first, agree, self.n)), first
+    return self._entry(self.names[i], file=self.files[i], sig=sig, **image_entry(label, first, agree, self.n)), first
 
 # %% ../nbs/99_labelling.ipynb #1b86e0c8
 @patch
@@ -188,7 +209,7 @@ def _write(self:LabelWork, found):
     notes, predicted = found
     entries, total = [], np.zeros((self.n, 256), np.int64)
     for i, error in notes.items():
-        if isinstance(error, str) and self._is_open(i): entries.append(dict(name=self.names[i], error=error))
+        if isinstance(error, str) and self._is_open(i): entries.append(self._entry(self.names[i], error=error))
     for i, label, conf, agree in predicted:
         if not self._is_open(i): continue
         entry, first = self._write_one(i, notes[i], label, conf, agree)
@@ -268,7 +289,7 @@ def _finish(self:LabelWork):
     list_unreadable(self.out, {n: done[n].error for n in self.names if n in done and done[n].error}, len(self.names))
     ok = np.array([n in done and bool(done[n].sig) for n in self.names], bool)
     labels, keep = self.labels[ok], [n for n, k in zip(self.names, ok) if k]
-    if any(n not in done for n in self.names): return labels  # other processes are still at work
+    if any(n not in done or not (done[n].sig or done[n].error) for n in self.names): return labels  # others are at work
     settle(self.out, self.names)
     if self.written or not _same_names(self.out, keep): self._summarise(labels, keep)
     whole = {**labels.remaps, 'pseudo': Remap.identity(self.n)}  # the threshold is chosen when the labels are used

@@ -16,10 +16,9 @@ from .images import *
 
 _all_ = ['read_image', 'image_size', 'white_level', 'fit_size', 'resize', 'orientation']  # of `images`, passed on
 
-# %% ../nbs/00_labels.ipynb #e28f7a3b
+# %% ../nbs/00_labels.ipynb #c06427bc
 VOID = 255  # the id of pixels that neither train nor count
 
-# %% ../nbs/00_labels.ipynb #431c3d81
 def _colours(n):
     "`n` colours that are easy to tell apart: matplotlib's tab20 first, then steps around the hues"
     first = [plt.get_cmap('tab20')(i) for i in [*range(0, 20, 2), *range(1, 20, 2)]]
@@ -83,13 +82,14 @@ def from_dict(cls:LabelSpace, d):
 def legend(self:LabelSpace,
     ax, # where
     only=None, # class ids to list; all if not given
-    most=20, # names in a column
+    most=20, # names in a column; less beside a small picture
     **kwargs, # to `ax.legend`
 ):
     "Draw the names beside their colours, in as many columns as needed"
     ids = range(len(self)) if only is None else [i for i in only if i < len(self)]
     handles = [Patch(color=self.colours[i] / 255, label=self.names[i]) for i in ids]
-    columns = max(1, -(-len(ids) // most))
+    lines = int(ax.get_window_extent().height * 72 / ax.figure.dpi / 9)  # that fit beside the picture
+    columns = max(1, -(-len(ids) // max(5, min(most, lines))))
     how = dict(fontsize=7, frameon=False, loc='center left', bbox_to_anchor=(1, .5), ncols=columns)
     return ax.legend(handles=handles, **{**how, **kwargs})
 
@@ -169,6 +169,7 @@ def binary(cls:Remap, **kwargs):
     "For masks of 0 and 255: 0 is class 0, 255 is class 1; no pixel is void"
     return cls({0: 0, 255: 1}, **kwargs)
 
+# %% ../nbs/00_labels.ipynb #a6333931
 @patch(as_prop=True)
 def classes(self:Remap):
     "The class ids that a label read this way can hold"
@@ -178,6 +179,16 @@ def classes(self:Remap):
 def top(self:Remap):
     "The highest of them; -1 if only void"
     return max(self.classes, default=-1)
+
+@patch
+def to_dict(self:Remap):
+    "As plain JSON types"
+    return dict(ids=[*self.ids.items()], colours=[[*k, v] for k, v in self.colours.items()], min_conf=self.min_conf)
+
+@patch(cls_method=True)
+def from_dict(cls:Remap, d):
+    "What `to_dict` wrote"
+    return cls(dict(d['ids']), {tuple(k): v for *k, v in d['colours']}, d['min_conf'])
 
 # %% ../nbs/00_labels.ipynb #42354c36
 def _no_colours(a, remap, path):
@@ -203,17 +214,6 @@ def decode_rgb(self:Remap,
     ids = np.array([self.colours[c] for c in rgb], np.uint8)[inverse]
     return np.repeat(ids, np.diff(starts, append=len(code))).reshape(a.shape[:2])
 
-# %% ../nbs/00_labels.ipynb #46026fae
-@patch
-def to_dict(self:Remap):
-    "As plain JSON types"
-    return dict(ids=[*self.ids.items()], colours=[[*k, v] for k, v in self.colours.items()], min_conf=self.min_conf)
-
-@patch(cls_method=True)
-def from_dict(cls:Remap, d):
-    "What `to_dict` wrote"
-    return cls(dict(d['ids']), {tuple(k): v for *k, v in d['colours']}, d['min_conf'])
-
 # %% ../nbs/00_labels.ipynb #fd5b71a9
 def _flat(im, colours):
     "An open label as an image of ids, or of colours"
@@ -226,15 +226,29 @@ def _flat(im, colours):
     odd = im.mode in ('CMYK', 'YCbCr', 'LAB', 'HSV', 'RGBX', 'RGBa')
     return im.convert('RGB') if odd or im.mode == 'L' and colours else im
 
-def _ids(path, colours=False):
-    "The pixels of a label file as (H, W) ids or (H, W, 3) colours"
+def _by_palette(im, remap):
+    "A remap for the indices of a palette file, if all colours that occur in it are known; else the remap as it is"
+    if im.mode != 'P' or not (remap.ids and remap.colours): return remap
+    rgb = np.resize(np.append(im.getpalette(), np.zeros(768, int)), (256, 3))
+    void = {VOID} if remap.ids.get(VOID) == VOID else set()
+    used = {i: tuple(map(int, rgb[i])) for _, i in im.getcolors() if i not in void}
+    grey = all(c == (i, i, i) for i, c in used.items())  # such a palette says nothing
+    if grey or not all(c in remap.colours for c in used.values()): return remap
+    return Remap({**{i: remap.colours[c] for i, c in used.items()}, **dict.fromkeys(void, VOID)})
+
+# %% ../nbs/00_labels.ipynb #cf8b0c46
+def _ids(path, remap=None):
+    "The pixels of a label file as (H, W) ids or (H, W, 3) colours, and the remap that reads them"
+    remap = remap or Remap()
     with opened(path, 'label') as im:
         if im.format in ('JPEG', 'MPO'): raise ValueError(f'{path}: JPEG changes ids; save labels as PNG')
         turn = turn_needed(im, path)
-        a = np.asarray(turn_upright(_flat(im, colours), turn))
+        im.load()
+        remap = _by_palette(im, remap)
+        a = np.asarray(turn_upright(_flat(im, bool(remap.colours and not remap.ids)), turn))
     if a.dtype.kind == 'f' or a.dtype.kind == 'i' and a.min(initial=0) < 0:
         raise ValueError(f'{path}: a label holds ids from 0 to 65535, not {a.dtype} values; save it as 8-bit PNG')
-    return a.astype(np.uint8) if a.dtype == bool else a
+    return (a.astype(np.uint8) if a.dtype == bool else a), remap
 
 # %% ../nbs/00_labels.ipynb #7b84cb48
 def keep_confident(
@@ -252,7 +266,7 @@ def read_conf(
     soft=False, # with the second class and its confidence
 ): # (H, W) uint8, 255 is certain; (H, W, 3) if `soft`: confidence, second class, its confidence
     "Read the confidences of a pseudo label; ValueError when the second class is asked for and not there"
-    a = _ids(path)
+    a, _ = _ids(path)
     if soft and a.ndim < 3:
         raise ValueError(f"{path}: no second class in this file; label anew with pseudo_label(…, labels='soft')")
     return a[..., 0] if a.ndim == 3 and not soft else a
@@ -264,8 +278,8 @@ def read_mask(
     conf='', # file of 8-bit confidences, for pseudo labels
 ): # (H, W) uint8, class ids and 255
     "Read a label file; ValueError or OSError that names the file and what is wrong"
-    a = _ids(path, colours=bool(remap.colours and not remap.ids))
-    mask = remap.decode_rgb(a, path) if a.ndim == 3 else remap(a, path)
+    a, reads = _ids(path, remap)
+    mask = reads.decode_rgb(a, path) if a.ndim == 3 else reads(a, path)
     if not conf or not np.any(remap.min_conf): return mask
     c = read_conf(conf)
     if c.shape != mask.shape: raise ValueError(f'{conf}: its shape is {c.shape}, its label {path} has {mask.shape}')

@@ -51,6 +51,15 @@ _TODO = {
     'save them as PNG': '.avif .jxl .dng .cr2 .cr3 .nef .arw .psd .svg .npy .npz .mat'}
 OTHER_EXTS = {ext: todo for todo, exts in _TODO.items() for ext in exts.split()}
 
+def _readable(name):
+    "Is it the name of an image that can be read here? HEIC needs a package"
+    ext = os.path.splitext(name)[1].lower()
+    if ext in ('.heic', '.heif'):
+        with suppress(ImportError):
+            import pillow_heif
+            pillow_heif.register_heif_opener()
+    return ext in IMAGE_EXTS or ext in OTHER_EXTS and ext in Image.registered_extensions()
+
 def first_names(
     names, # to list
     n=4, # at most so many
@@ -58,14 +67,6 @@ def first_names(
     "The first names of many, for a message"
     names = list(map(str, names))
     return ', '.join(names[:n]) + (f' and {len(names) - n} more' if len(names) > n else '')
-
-def _is_read(ext):
-    "Can Pillow read this type here? HEIC needs a package"
-    if ext in ('.heic', '.heif'):
-        with suppress(ImportError):
-            import pillow_heif
-            pillow_heif.register_heif_opener()
-    return ext in Image.registered_extensions()
 
 # %% ../nbs/98_layout.ipynb #b3414cf3
 def image_files(
@@ -79,7 +80,7 @@ def image_files(
         if ext in IMAGE_EXTS: found[name] = path
         elif ext in OTHER_EXTS: other.setdefault(ext, {})[name] = path
     for ext, files in other.items():
-        if _is_read(ext): found |= files
+        if _readable(f'x{ext}'): found |= files
         else: warnings.warn(f'{folder}: {len(files)} {ext} files cannot be read and are left out: '
                             f'{first_names(files)}; {OTHER_EXTS[ext]}', stacklevel=2)
     return found
@@ -88,7 +89,7 @@ def has_images(
     folder, # searched deeply, until one is found
 ) -> bool:
     "Is there an image below a folder?"
-    return any(os.path.splitext(n)[1].lower() in IMAGE_EXTS for n, _ in walk_files(folder))
+    return any(_readable(n) for n, _ in walk_files(folder))
 
 # %% ../nbs/98_layout.ipynb #f3d76d23
 def file_key(
@@ -177,15 +178,15 @@ def _roles(path):
             if any(name_meaning(n)) and has_images(path/n): found.setdefault(name_meaning(n), []).append(n)
     return {k: sorted(names, key=_rank) for k, names in found.items()}
 
-# %% ../nbs/98_layout.ipynb #bc5f810f
+# %% ../nbs/98_layout.ipynb #84c15aa1
 def _find_images(path, roles, labels):
     "The folder of images, or one for each split, or '.'"
     if ('', 'images') in roles: return roles['', 'images'][0]
-    with_labels = any(role == 'labels' for _, role in roles)
+    with_labels = any(s and role == 'labels' for s, role in roles)
     found = [roles.get((s, 'images')) or with_labels and roles.get((s, '')) for s in _SPLIT_NAMES]
     if any(found): return tuple(names[0] for names in found if names)
-    loose = any(p.suffix.lower() in IMAGE_EXTS for p in path.iterdir())
-    if labels == 'none' or loose: return '.'
+    if labels == 'none' or any(_readable(p.name) for p in path.iterdir()): return '.'
+    image_files(path)  # names files of types that cannot be read
     held = first_names(sorted(p.name for p in path.iterdir()), 5)
     raise FileNotFoundError(f'{path}: no folder of images (images, imgs, train/images …) and no images in it; it holds '
                             f"{held or 'nothing'}. images='NAME' names another folder, images='.' takes all "

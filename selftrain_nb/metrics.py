@@ -6,11 +6,10 @@
 __all__ = ['ConfusionMatrix', 'class_iou', 'BoundaryIoU', 'Scores', 'SegMetric', 'mIoU', 'PixelAccuracy', 'ClassIoU',
            'seg_metrics']
 
-# %% ../nbs/06_metrics.ipynb #b1ae5081
+# %% ../nbs/06_metrics.ipynb #2a376de7
 import weakref
 import numpy as np, matplotlib.pyplot as plt
 import torch, torch.distributed as dist
-from scipy.ndimage import maximum_filter, minimum_filter
 from fastcore.basics import patch
 from fastai.learner import Metric
 from fastai.torch_core import TensorMask
@@ -146,16 +145,29 @@ def show(self:ConfusionMatrix,
     ax.set(xlabel='prediction', ylabel='truth', title=title)
     return ax
 
-# %% ../nbs/06_metrics.ipynb #61052749
+# %% ../nbs/06_metrics.ipynb #11478fce
+def _window(
+    op, # np.minimum or np.maximum
+    x, # (H, W)
+    d, # radius, pixels
+): # (H, W)
+    "`op` over the square of radius `d` around each pixel"
+    for _ in range(2):
+        x, w = np.pad(x, ((d, d), (0, 0)), mode='edge'), 1
+        while w < 2*d + 1:
+            step = min(w, 2*d + 1 - w)
+            x, w = op(x[:-step], x[step:]), w + step
+        x = x.T
+    return x
+
 def _near_contour(
     mask, # (H, W) class ids
     void, # (H, W) bool: pixels that belong to no class
     d, # distance, pixels
 ): # (H, W) bool
     "Pixels within `d` of another class or of the image border"
-    low = minimum_filter(np.where(void, np.uint8(255), mask), 2*d + 1, mode='nearest')
-    high = maximum_filter(np.where(void, np.uint8(0), mask), 2*d + 1, mode='nearest')
-    near = low != high
+    low, high = np.where(void, np.uint8(255), mask), np.where(void, np.uint8(0), mask)
+    near = _window(np.minimum, low, d) != _window(np.maximum, high, d)
     near[:d], near[-d:], near[:, :d], near[:, -d:] = True, True, True, True
     return near & ~void
 

@@ -5,32 +5,31 @@
 # %% auto #0
 __all__ = ['paste', 'box_area', 'class_area', 'Mix', 'CutMix', 'ClassMix']
 
-# %% ../nbs/13_mixing.ipynb #fd20f177
+# %% ../nbs/13_mixing.ipynb #c2780103
 import numpy as np, torch
 from fastcore.basics import patch
-from fastai.vision.all import Callback, TensorMask
 from .labels import *
 from .streams import *
+from fastai.vision.all import Callback
 
 # %% ../nbs/13_mixing.ipynb #245d222e
 def paste(
     batch, # tuple of tensors: image, mask, and what else `seg_dls` gives
     partner, # (B,) for each sample, the number of the one that is pasted over it
     area, # (B, H, W) bool, the pixels that come from the partner
-): # tuple of new tensors
+) -> tuple: # of new tensors
     "Paste parts of other samples over the samples of a batch"
     def mixed(t):
-        if isinstance(t, TensorClasses): return t & t[partner]
+        if isinstance(t, TensorClasses): return torch.where(area.any((1, 2))[:, None], t & t[partner], t)
         if t.ndim < 3 or t.shape[-2:] != area.shape[-2:]: return t
-        where = area if t.ndim == 3 else area[:, None]
-        return torch.where(where, t[partner], t).as_subclass(type(t))
-    return tuple(mixed(t) for t in batch)
+        return torch.where(area if t.ndim == 3 else area[:, None], t[partner], t)
+    return tuple(mixed(t).as_subclass(type(t)) for t in batch)
 
-# %% ../nbs/13_mixing.ipynb #64ed2623
+# %% ../nbs/13_mixing.ipynb #e6bccd29
 def box_area(
     n, # boxes
     hw, # (H, W)
-    share, # (least, most) of the image
+    share, # (least, most) part of the image
     rng, # numpy Generator
 ) -> torch.Tensor: # (n, H, W) bool
     "A random box for each sample"
@@ -38,24 +37,24 @@ def box_area(
     out = torch.zeros(n, H, W, dtype=torch.bool)
     for o in out:
         s, aspect = rng.uniform(*share), np.exp(rng.uniform(-.7, .7))
-        h = int(np.clip(round(H * np.sqrt(s * aspect)), max(1, np.ceil(H * s)), H))
+        h = int(np.clip(round(H * np.sqrt(s * aspect)), max(1, np.ceil(H * s)), H)) # so that the width fits, too
         w = int(np.clip(round(H * W * s / h), 1, W))
         top, left = rng.integers(0, H - h + 1), rng.integers(0, W - w + 1)
         o[top:top+h, left:left+w] = True
     return out
 
+# %% ../nbs/13_mixing.ipynb #16ca6700
 def class_area(
     mask, # (n, H, W) class ids and 255, of the partners
     rng, # numpy Generator
 ) -> torch.Tensor: # (n, H, W) bool
     "Half of the classes of each mask, one at least"
     ids = mask.as_subclass(torch.Tensor).long()
-    there = torch.zeros(len(ids), 256, dtype=torch.bool, device=ids.device).scatter_(1, ids.flatten(1), True).cpu().numpy()
-    there[:, VOID] = False
-    chosen = np.zeros_like(there)
-    for c, t in zip(chosen, there):
-        found = np.flatnonzero(t)
-        c[rng.permutation(found)[:-(-len(found) // 2)]] = True
+    there = torch.zeros(len(ids), 256, dtype=torch.bool, device=ids.device).scatter_(1, ids.flatten(1), True)
+    chosen = np.zeros((len(ids), 256), bool)
+    for c, t in zip(chosen, there[:, :VOID].cpu().numpy()):
+        found = rng.permutation(np.flatnonzero(t))
+        c[found[:(len(found) + 1) // 2]] = True
     return torch.from_numpy(chosen).to(ids.device).gather(1, ids.flatten(1)).view(ids.shape)
 
 # %% ../nbs/13_mixing.ipynb #f24614d2
@@ -63,70 +62,79 @@ class Mix(Callback):
     "What `CutMix` and `ClassMix` share: which samples are mixed with which"
     order, run_valid, number = 5, False, 0
     def __init__(self,
-        p=.5, # probability that a sample gets a part of another
+        p=.5, # probability that a sample gets a part of another one
         streams=None, # numbers or names of the streams to mix; all but the first, or the only one, if not given
     ):
         if not 0 <= p <= 1: raise ValueError(f'p={p}: a probability lies between 0 and 1')
         self.p, self.streams = p, streams if streams is None or isinstance(streams, (list, tuple)) else [streams]
-        self.identity = {type(self).__name__: dict(p=p, streams=self.streams)}
+        self.identity = dict(mix=type(self).__name__, p=p, streams=self.streams) # for a resumed training
 
     def before_fit(self):
-        plan = getattr(self.dls.train, 'plan', None)
-        names = [s.name for s in plan.streams] if plan else ['']
-        asked = (range(1, len(names)) if len(names) > 1 else [0]) if self.streams is None else self.streams
+        "Which streams there are"
+        self.plan = getattr(self.dls.train, 'plan', None)
+        names = [s.name for s in self.plan.streams] if self.plan else ['']
+        asked = self.streams if self.streams is not None else range(1, len(names)) if len(names) > 1 else [0]
         self.mixed = [names.index(s) if s in names else s for s in asked]
-        if bad := [s for s in self.mixed if s not in range(len(names))]:
-            raise ValueError(f'streams={bad}: there are {", ".join(f"{k} ({n})" for k, n in enumerate(names))}')
-        self.seed, self.shard = getattr(self.dls, 'seed', 0), plan.shard if plan else (0, 1)
+        bad = [s for s in self.mixed if s not in range(len(names))]
+        if bad: raise ValueError(f'streams={bad}: there are {", ".join(f"{k} ({n})" for k, n in enumerate(names))}')
 
-    def before_batch(self):
-        batch = *self.xb, *self.yb
-        self._check(batch)
-        rng = np.random.default_rng((self.seed, self.epoch, self.iter * self.shard[1] + self.shard[0], 2, self.number))
-        partner, chosen = self._pairs(batch, rng)
-        area = self.area(batch, partner, rng) & chosen[:, None, None]
-        batch = paste(batch, partner.to(batch[0].device), area.to(batch[0].device))
-        self.learn.xb, self.learn.yb = batch[:len(self.xb)], batch[len(self.xb):]
-
-# %% ../nbs/13_mixing.ipynb #11ba5b42
+# %% ../nbs/13_mixing.ipynb #8d275341
 @patch
-def _check(self:Mix, batch):
-    "One clear error for batches that are not images and masks"
-    x, y = batch[0], batch[1] if len(batch) > 1 else None
-    ok = len(self.xb) == 1 and torch.is_tensor(x) and x.ndim == 4 and torch.is_tensor(y) and y.ndim == 3 and y.shape[-2:] == x.shape[-2:]
-    if not ok or y.is_floating_point():
-        found = ', '.join(f'{type(t).__name__} {tuple(getattr(t, "shape", ()))}' for t in batch)
-        raise ValueError(f'{type(self).__name__} mixes images (B, 3, H, W) and masks (B, H, W) of class ids; this batch holds {found}')
-
-@patch
-def _pairs(self:Mix, batch, rng):
-    "For each sample its partner, another one of its stream, and whether it gets a part of it"
+def pairs(self:Mix,
+    batch, # tuple of tensors
+    rng, # numpy Generator
+): # (B,) numbers of the partners, (B,) bool, whether a sample gets a part of its partner
+    "Who is mixed with whom"
     B = len(batch[0])
-    streams = next((t for t in batch if isinstance(t, TensorStream)), torch.zeros(B)).tolist()
+    streams = next((t for t in batch if isinstance(t, TensorStream)), torch.zeros(B)).cpu().numpy().astype(int)
     partner, chosen = np.arange(B), rng.random(B) < self.p
-    for k in {*streams}:
-        at = np.flatnonzero(np.array(streams) == k)
-        order = rng.permutation(at)
+    for k in np.unique(streams):
+        order = rng.permutation(np.flatnonzero(streams == k))
         partner[order] = np.roll(order, 1)
-        if k not in self.mixed: chosen[at] = False
-    return torch.from_numpy(partner), torch.from_numpy(chosen)
+    return torch.from_numpy(partner), torch.from_numpy(chosen & np.isin(streams, self.mixed))
 
-# %% ../nbs/13_mixing.ipynb #18557732
+# %% ../nbs/13_mixing.ipynb #1fe1db47
+@patch
+def check(self:Mix,
+    batch, # tuple of tensors
+):
+    "ValueError for a batch that is not of images and masks"
+    x, y = batch[0], batch[1] if len(self.xb) == 1 and len(batch) > 1 else None
+    if torch.is_tensor(x) and torch.is_tensor(y) and not y.is_floating_point():
+        if x.ndim == 4 and y.ndim == 3 and x.shape[-2:] == y.shape[-2:]: return
+    found = ', '.join(f'{type(t).__name__} {tuple(getattr(t, "shape", ()))}' for t in batch)
+    raise ValueError(f'{type(self).__name__} mixes images (B, 3, H, W) and masks (B, H, W) of class ids, not {found}')
+
+@patch
+def before_batch(self:Mix):
+    "Mix the batch"
+    batch = *self.xb, *self.yb
+    self.check(batch)
+    rank, world = self.plan.shard if self.plan else (0, 1)
+    key = getattr(self.dls, 'seed', 0), self.epoch, self.iter * world + rank, 2, self.number
+    rng, device = np.random.default_rng(key), batch[0].device
+    partner, chosen = [t.to(device) for t in self.pairs(batch, rng)]
+    area = self.area(batch, partner, rng).to(device) & chosen[:, None, None]
+    batch = paste(batch, partner, area)
+    self.learn.xb, self.learn.yb = batch[:1], batch[1:]
+
+# %% ../nbs/13_mixing.ipynb #be98342c
 class CutMix(Mix):
     "Paste a box of another sample of the same stream over a sample (Yun et al. 2019, French et al. 2020)"
     number = 1
-    def __init__(self, p=.5, # probability that a sample gets a box
+    def __init__(self,
+        p=.5, # probability that a sample gets a box
         area=(.1, .5), # least and most part of the image
-        streams=None, # see `Mix`
+        streams=None, # numbers or names of the streams to mix; all but the first, or the only one, if not given
     ):
         super().__init__(p, streams)
-        if not 0 < area[0] <= area[1] <= 1: raise ValueError(f'area={area}: (least, most), between 0 and 1')
-        self.share = area
-        self.identity['CutMix']['area'] = list(area)
+        if not 0 < area[0] <= area[1] <= 1: raise ValueError(f'area={area}: (least, most), above 0 and up to 1')
+        self.share = tuple(area)
+        self.identity['area'] = list(area)
 
-    def area(self, batch, partner, rng): return box_area(len(partner), batch[1].shape[-2:], self.share, rng).to(batch[1].device)
+    def area(self, batch, partner, rng): return box_area(len(partner), batch[1].shape[-2:], self.share, rng)
 
 class ClassMix(Mix):
     "Paste half of the classes of another sample of the same stream over a sample (Olsson et al. 2021)"
     number = 2
-    def area(self, batch, partner, rng): return class_area(batch[1][partner.to(batch[1].device)], rng)
+    def area(self, batch, partner, rng): return class_area(batch[1][partner], rng)

@@ -13,14 +13,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 import numpy as np, torch, matplotlib.pyplot as plt
-from fastai.learner import Learner
-from fastcore.basics import nested_attr, patch
 from .labels import *
 from .metrics import *
 from .models import *
 from .views import *
 from .outputs import *
 from .predictor import *
+from fastai.learner import Learner
+from fastcore.basics import nested_attr, patch
 
 _all_ = ['Views', 'AdjustedModel', 'RemappedModel', 'TemperedModel', 'EnsembleModel', 'Predictor', 'size_batches']
 

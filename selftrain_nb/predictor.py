@@ -148,7 +148,7 @@ def _network_of(d, model=None):
     "The network that a description is of, with other weights"
     if model is None and not d['encoder']:
         raise ValueError('the weights are of a network of your own: give it as well, as Predictor.load(path, model=…)')
-    if model is None: model = seg_model(d['classes'], d['encoder'], d['arch'], **d['kwargs'])
+    if model is None: model = seg_model(d['classes'], d['encoder'], d['arch'], False, **d['kwargs'])
     if not d['images']: return model
     return SegModel(model.net if isinstance(model, SegModel) else model, **d['images'])
 

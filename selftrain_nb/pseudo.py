@@ -70,19 +70,11 @@ def pseudo_label(
 ) -> SegTable: # of kind `pseudo`; each image keeps its split
     "Label images, or go on where an earlier call stopped. ValueError if `out` holds other work or an image has changed"
     teacher = Predictor.of(teacher)
-    _check_how(teacher.space, min_conf, labels)
+    if labels not in ('hard', 'soft'): raise ValueError(f"labels={labels!r}: must be 'hard' or 'soft'")
     table, names = image_table(images, teacher.space, out)
     who = dict(teacher=teacher.hash, **asdict(views), labels=labels, size=teacher.size)
     work = LabelWork(table, names, out, who, min_conf, job, teacher.white or table.white)
     return work.label(lambda batch: label_batch(teacher, batch, views, labels == 'soft'))
-
-# %% ../nbs/22_pseudo.ipynb #f17a7751
-def _check_how(space, min_conf, labels):
-    "ValueError that names an option that is out of range"
-    n, wrong = len(space), f'min_conf={min_conf!r}: must be'
-    if labels not in ('hard', 'soft'): raise ValueError(f"labels={labels!r}: must be 'hard' or 'soft'")
-    if np.shape(min_conf) not in ((), (n,)): raise ValueError(f'{wrong} one number, or one for each of the {n} classes')
-    if not 0 <= np.min(min_conf) <= np.max(min_conf) <= 1.01: raise ValueError(f'{wrong} between 0 and 1')
 
 # %% ../nbs/22_pseudo.ipynb #d21c131e
 def pseudo_quality(
@@ -114,15 +106,6 @@ def top_share(
     enough = kept >= np.broadcast_to(share, len(hist))[:, None] * kept[:, :1]
     level = 255 - np.argmax(enough[:, ::-1], 1)
     return np.where(level > 0, (level - .5) / 255, 0.)  # between two 8-bit values
-
-# %% ../nbs/22_pseudo.ipynb #83c91f3b
-@patch
-def ranked(self:PseudoStore,
-    by=None, # 'agree' or 'conf'; 'agree' if not given, where mirror images were compared
-): # numbers of all images
-    "From the most reliable image to the one to look at first"
-    by = by or ('agree' if len(self) and not np.isnan(self.stats['agree'][0]) else 'conf')
-    return np.argsort(-np.asarray(self.stats[by]), kind='stable')
 
 # %% ../nbs/22_pseudo.ipynb #e8690758
 @patch

@@ -33,7 +33,7 @@ class _White:
     def value(self):
         if self.found is None:
             levels = {p.value for p in self.parts} - {None} if self.parts else {white_level(self.paths)}
-            if len(levels) > 1: warnings.warn(f'added tables have several values of white: {levels}; the highest counts')
+            if len(levels) > 1: warnings.warn(f'tables with different white were added, {levels}: the highest counts')
             self.found = (max(levels, default=None),)
         return self.found[0]
 
@@ -72,11 +72,17 @@ class SegTable:
         t._white, t._known = self._white if alone else _White(parts=(self._white, other._white)), self._known
         return t
 
-    def __len__(self): return len(self.df)
-    def __iter__(self): return self.df.itertuples(index=False, name='Row')
-    def __getitem__(self, i):
-        if isinstance(i, (int, np.integer)): return self.df.iloc[i]
-        return self._like(self.df[i] if isinstance(i, (slice, pd.Series)) else self.df.iloc[i])
+# %% ../nbs/89_rows.ipynb #e0984436
+@patch
+def __len__(self:SegTable): return len(self.df)
+
+@patch
+def __iter__(self:SegTable): return self.df.itertuples(index=False, name='Row')
+
+@patch
+def __getitem__(self:SegTable, i):
+    if isinstance(i, (int, np.integer)): return self.df.iloc[i]
+    return self._like(self.df[i] if isinstance(i, (slice, pd.Series)) else self.df.iloc[i])
 
 # %% ../nbs/89_rows.ipynb #f7878f33
 @patch(cls_method=True)
@@ -204,6 +210,7 @@ def save(self:SegTable,
     with atomic_write(path) as tmp: df.to_csv(tmp, index=False, encoding='utf-8', errors='surrogateescape')
     self._known = _Known(path.with_suffix('.counts.json'), self._known.counts)
 
+# %% ../nbs/89_rows.ipynb #e85b5661
 @patch(cls_method=True)
 def load(cls:SegTable,
     path, # what `save` was given

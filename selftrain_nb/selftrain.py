@@ -88,16 +88,16 @@ def _check_number(name, v, whole):
 
 def _check_list(name, v, length, ok, what):
     "The same for what has several numbers"
-    if not isinstance(v, (tuple, list)) or length and len(v) != length or not all(ok(x) for x in v):
+    if not isinstance(v, (tuple, list)) or not v or length and len(v) != length or not all(ok(x) for x in v):
         raise ValueError(f'{name}={v!r}: must be {what}')
 
 def _whole(x): return isinstance(x, (int, np.integer)) and not isinstance(x, bool) and x >= 1
 def _positive(x): return isinstance(x, (int, float, np.number)) and 0 < x < 1e6
 
-# %% ../nbs/23_selftrain.ipynb #0cea2fb5
+# %% ../nbs/23_selftrain.ipynb #7568b058
 def _check_sides(name, v):
-    if isinstance(v, (int, np.integer)): v = (v, v)
-    if v is not None: _check_list(name, v, 2, _whole, 'one whole number or two, from 1 on')
+    if v is None or _whole(v): return
+    _check_list(name, v, 2, _whole, 'one whole number or two, from 1 on')
 
 def _check_thresholds(v):
     values = v if isinstance(v, (tuple, list)) else [v]

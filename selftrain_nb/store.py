@@ -40,13 +40,15 @@ def label_names(
         files.append(file)
     return files
 
-# %% ../nbs/93_store.ipynb #24d6a0db
+# %% ../nbs/93_store.ipynb #32de6b1b
+def _line(entry): return (json.dumps(entry, ensure_ascii=False) + '\n').encode('utf-8', 'surrogateescape')
+
 def append_lines(
     file, # manifest
     entries, # dicts
 ):
     "Append lines to a manifest, and force them to the disk; after an unfinished line, begin a new one"
-    lines = ''.join(json.dumps(e, ensure_ascii=False) + '\n' for e in entries).encode('utf-8', 'surrogateescape')
+    lines = b''.join(map(_line, entries))
     try:
         with open(file, 'ab+') as f:
             if f.tell() and (f.seek(-1, os.SEEK_END), f.read(1))[1] != b'\n': lines = b'\n' + lines
@@ -76,51 +78,52 @@ def _lines(out):
     for file in sorted(Path(out).glob('manifest.*.jsonl')): yield from _lines_of(file)
     if _stamp(main) != before: yield from _lines_of(main)
 
-# %% ../nbs/93_store.ipynb #03f98092
+# %% ../nbs/93_store.ipynb #f992a01f
 def _latest(out, what):
-    "{name: what(line, entry)} of the lines that count"
-    found, forgotten = {}, set()
+    "{name: what(line, entry)} of the line of each image that counts"
+    found = {}
     for line, e in _lines(out):
-        name, version = e['name'], tuple(e.get('forget') or e.get('sig') or ())
-        have = found.get(name, ((),))[0]
-        if 'forget' in e:
-            forgotten.add((name, version))
-            if have == version: found.pop(name, None)
-        elif not version and have: continue
-        elif (name, version) not in forgotten: found[name] = version, what(line, e)
-    return {name: kept for name, (_, kept) in found.items()}
+        rank = e.get('gen', 0), 'sig' in e, 'error' in e
+        if e['name'] not in found or rank >= found[e['name']][0]: found[e['name']] = rank, what(line, e)
+    return {name: kept for name, (_, kept) in found.items() if kept is not None}
 
 def read_manifest(
     out, # folder of pseudo labels
 ) -> dict: # {name of an image: entry}
     "What has been labelled so far, by all processes; see `image_entry`. An image that cannot be read has an `error`"
-    return _latest(out, lambda line, e: {k: v for k, v in e.items() if k != 'name'})
+    own = 'name', 'gen'
+    return _latest(out, lambda _, e: None if 'forget' in e else {k: v for k, v in e.items() if k not in own})
 
-# %% ../nbs/93_store.ipynb #7bb7ee48
+# %% ../nbs/93_store.ipynb #2624e602
 def settle(
     out, # folder of pseudo labels
     names, # of all images, in order
 ):
     "Bring all manifests into one, in the order of the images, without what was forgotten"
-    file, lines = Path(out)/'manifest.jsonl', _latest(out, lambda line, e: line.rstrip(b'\n') + b'\n')
+    def final(line, e):
+        if 'forget' in e: return None
+        return _line({k: v for k, v in e.items() if k != 'gen'}) if 'gen' in e else line.rstrip(b'\n') + b'\n'
+    file, lines = Path(out)/'manifest.jsonl', _latest(out, final)
     data = b''.join(lines[n] for n in dict.fromkeys([*names, *lines]) if n in lines)
     if not file.exists() or file.read_bytes() != data:
         with atomic_write(file) as tmp: tmp.write_bytes(data)
     for f in Path(out).glob('manifest.*.jsonl'): f.unlink(missing_ok=True)
 
-# %% ../nbs/93_store.ipynb #06184256
+# %% ../nbs/93_store.ipynb #91853e6e
 class Done(NamedTuple):
     "What the manifest says of one image"
     file: str # of the label
-    sig: list # of the image when it was labelled; None for an unreadable one
+    sig: list # of the image when it was labelled; None if it has no label
     size: tuple # (H, W)
     error: str = '' # why it could not be read
+    gen: int = 0 # how often its label was taken back
 
 def read_done(
     out, # folder of pseudo labels
 ) -> dict: # {name of an image: `Done`}
     "What is needed of the manifest to go on: little, even for many images"
-    def short(line, e): return Done(e.get('file', ''), e.get('sig'), tuple(e.get('size', ())), e.get('error', ''))
+    def short(_, e):
+        return Done(e.get('file', ''), e.get('sig'), tuple(e.get('size', ())), e.get('error', ''), e.get('gen', 0))
     return _latest(out, short)
 
 def changed_images(
@@ -197,8 +200,9 @@ def pseudo_table(
     df, out = table.df, Path(out)
     own = 'truth-' + df.remap.str.split('|').str[-1].str.removeprefix('truth-')
     remap = np.where(df.truth == '', 'pseudo', 'pseudo|' + own)
-    df = df.assign(label=[str(out/'labels'/f) for f in files], conf=[str(out/'conf'/f) for f in files], kind='pseudo',
-                   split=df.split.where(df.split != '', 'train'), remap=remap)
+    label, conf = ([os.path.join(out, d, f) for f in files] for d in ('labels', 'conf'))
+    split = df.split.where(df.split != '', 'train')
+    df = df.assign(label=label, conf=conf, kind='pseudo', split=split, remap=remap)
     remaps = {name: table.remap(i, 'truth') for i, name in own[table.df.truth != ''].drop_duplicates().items()}
     remaps['pseudo'] = Remap.identity(len(table.space), min_conf=min_conf)
     return table._like(df, remaps)
@@ -251,6 +255,14 @@ def table(self:PseudoStore):
     "All pseudo labels, nothing left out"
     if not hasattr(self, '_table'): self._table = SegTable.load(self.path/'table.csv')
     return self._table
+
+@patch
+def ranked(self:PseudoStore,
+    by=None, # 'agree' or 'conf'; 'agree' if not given, where mirror images were compared
+): # numbers of all images
+    "From the most reliable image to the one to look at first"
+    by = by or ('agree' if len(self) and not np.isnan(self.stats['agree'][0]) else 'conf')
+    return np.argsort(-np.asarray(self.stats[by]), kind='stable')
 
 # %% ../nbs/93_store.ipynb #e4af97c7
 @patch(as_prop=True)

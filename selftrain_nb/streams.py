@@ -40,8 +40,8 @@ def _rows_of(table, split):
     names = [split] if isinstance(split, str) else list(split)
     rows = table[table.df.split.isin(names)]
     if not len(rows):
-        raise ValueError(f'no image of split {" or ".join(names)} in {table}. Images of other splits are trained on only '
-                         f'if asked for by name: Stream(…, split={next(iter(table.df.split), "train")!r})')
+        raise ValueError(f'no image of split {" or ".join(names)} in {table}. Images of other splits are trained on '
+                         f'only if asked for by name: Stream(…, split={next(iter(table.df.split), "train")!r})')
     return rows.labelled if len(rows.labelled) else rows
 
 # %% ../nbs/12_streams.ipynb #53e1792f
@@ -72,20 +72,20 @@ def _check(self:Stream):
     if isinstance(self.weight, str) or not 0 <= self.weight < np.inf:
         raise ValueError(f'weight={self.weight!r}: must be a number, 0 or more')
     if self.labels != 'hard' and isinstance(self.augment, OwnAugment):
-        raise ValueError(f"labels={self.labels!r}: a function of your own changes no confidence; use 'hard', or an `Augment`")
+        raise ValueError(f"labels={self.labels!r}: a function of your own changes no confidence; use `Augment`")
     if self.labelled: return
     if self.labels != 'hard': raise ValueError(f'labels={self.labels!r}: no image of this stream has a label')
-    if isinstance(self.sampler, CentroidSampler): raise ValueError(f'{self.sampler}: no image of this stream has a label')
+    if isinstance(self.sampler, CentroidSampler): raise ValueError(f'{self.sampler}: no image here has a label')
 
 Stream.labelled = property(lambda self: (self.rows.df.kind != 'none').all(), doc='Whether its images have labels')
 
 @patch
 def __repr__(self:Stream):
-    augment = {weak: 'weak', strong: 'strong'}.get(self.augment, self.augment)
-    sampler = 'random' if isinstance(self.sampler, RandomSampler) else self.sampler
-    parts = [f'{len(self.rows)} images', augment, sampler, f'weight {self.weight:g}']
+    names = {RandomSampler: 'random', CentroidSampler: f'centroid p={getattr(self.sampler, "p", 0):g}'}
+    sampler = names.get(type(self.sampler), type(self.sampler).__name__)
+    parts = [f'{len(self.rows)} images', self.augment.describe(), sampler, f'weight {self.weight:g}']
     if self.labels != 'hard': parts.append(f'{self.labels} labels')
-    return f'Stream {self.name}: ' + ', '.join(map(str, parts))
+    return f'Stream {self.name}: ' + ', '.join(parts)
 
 # %% ../nbs/12_streams.ipynb #219f08a9
 @patch
@@ -206,7 +206,7 @@ def do_item(self:StreamDL, i):
         row, cls, y, x = drawn[(position + t) % len(drawn)].tolist()
         parts = self.read(int(self.where[k][row]))
         if parts is not None: break
-    else: raise OSError(f'{TRIES} samples of stream {self.streams[k].name} in a row cannot be read; the last: {self.error}')
+    else: raise OSError(f'{TRIES} samples of {self.streams[k]} in a row cannot be read; the last: {self.error}')
     key = self.plan.seed, self.epoch, k, position, 1 # the 1 tells it from the key of the draw
     return self.after_item(self.plan.sample(parts, k, key, None if cls < 0 else (cls, y, x)))
 
@@ -250,23 +250,18 @@ def _check_streams(streams):
     unique = [name if name not in names[:k] else f'{name} {k + 1}' for k, name in enumerate(names)]
     return tuple(replace(s, name=name) for s, name in zip(streams, unique))
 
-def _options(kwargs):
-    bad = ', '.join(k for k in kwargs if k not in MORE)
-    if bad: raise TypeError(f'seg_dls has no option {bad}; besides those of its signature there are {", ".join(MORE)}')
-    return {**MORE, **kwargs}
-
 def _check_bs(bs, n):
     bs = tuple(bs) if isinstance(bs, (tuple, list)) else (bs,) * n
     if not all(_is_int(b, 1) for b in bs): raise ValueError(f'bs={bs}: must be whole numbers, 1 or more')
     if len(bs) == n: return bs
     raise ValueError(f'bs={bs}: {len(bs)} numbers for {n} streams; one number means as many of each stream')
 
-# %% ../nbs/12_streams.ipynb #0220bf55
+# %% ../nbs/12_streams.ipynb #d95dedb6
 def _first_size(paths):
     for p in paths:
         try: return image_size(p)
-        except OSError as e: error = e
-    raise error
+        except OSError: pass
+    return image_size(paths.iloc[0])
 
 def _check_crop(crop, rows, size):
     "(h, w); the working size of the first readable image, at most 512, if not given"
@@ -281,6 +276,7 @@ def _check_rest(seed, shard, valid_bs, num_workers):
     if len(shard) != 2 or not 0 <= shard[0] < shard[1]:
         raise ValueError(f'shard={shard}: must be (rank, world), rank from 0 to world - 1')
 
+# %% ../nbs/12_streams.ipynb #1417e04a
 def _valid_rows(valid, first):
     "What to validate on"
     if not isinstance(valid, (SegTable, type(None))): raise ValueError(f'valid={valid!r}: must be a SegTable')
@@ -302,7 +298,8 @@ def _stream_plan(streams, crop, bs, size, seed, shard, strict):
 
 def _stream_block(streams, rows, size, strict):
     "The block of some streams, and the items of streams and validation"
-    valid = label_classes([*[s.rows for s in streams], rows])
+    tables = [s.rows for s in streams]
+    valid = [*label_classes(tables), label_classes([*tables, rows])[-1]]
     classes = not all(v.all() for v in valid[:-1])
     block = seg_block(rows.space, {s.labels for s in streams}, classes, size)
     items = []
@@ -313,17 +310,23 @@ def _stream_block(streams, rows, size, strict):
     block.dl_type, block.splitter = StreamDL, lambda items: (list(order), list(range(m, len(items))))
     return block, items + [Item(rows, i, 0, 'hard', valid[-1][i]) for i in range(len(rows))]
 
+# %% ../nbs/12_streams.ipynb #6fba65bd
 def _dataloaders(plan, rows, size, strict, valid_bs, **kwargs):
     block, items = _stream_block(plan.streams, rows, size, strict)
-    how = dict(val_bs=valid_bs, shuffle=False, drop_last=False, strict=strict, dl_kwargs=[dict(plan=plan), dict(cls=SegDL)])
-    dls = block.dataloaders(items, **how, **kwargs)
+    how = dict(shuffle=False, drop_last=False, strict=strict, dl_kwargs=[dict(plan=plan), dict(cls=SegDL)])
+    dls = block.dataloaders(items, val_bs=valid_bs, **how, **kwargs)
     dls.space, dls.vocab, dls.crop, dls.size, dls.seed = rows.space, list(rows.space.names), plan.crop, size, plan.seed
     dls.streams, dls.table = plan.streams, plan.streams[0].table
     return dls
 
-# %% ../nbs/12_streams.ipynb #c8f01bfc
 MORE = dict(device=None, strict=False, shard=(0, 1), pin_memory=False, timeout=0) # further options of `seg_dls`
 
+def _options(kwargs):
+    bad = ', '.join(k for k in kwargs if k not in MORE)
+    if bad: raise TypeError(f'seg_dls has no option {bad}; besides those of its signature there are {", ".join(MORE)}')
+    return {**MORE, **kwargs}
+
+# %% ../nbs/12_streams.ipynb #64c31824
 def seg_dls(
     *streams, # of `Stream`; the first one says how many samples an epoch has
     crop=None, # (h, w) or one number; the working size of the first image, at most 512, if not given

@@ -56,10 +56,11 @@ def weights_hash(
         h.update(v.detach().cpu().contiguous().numpy().tobytes())
     return h.hexdigest()[:12]
 
-# %% ../nbs/99_tensors.ipynb #b0ee526b
+# %% ../nbs/99_tensors.ipynb #3fa0c98c
 def _layout(v, p):
     "A tensor as the optimiser keeps it for the parameter `p`: same device, same memory layout"
-    if not torch.is_tensor(v) or v.shape != p.shape: return v
+    if not torch.is_tensor(v): return v
+    if v.shape != p.shape: return v.clone()
     return torch.empty_like(p, dtype=v.dtype, requires_grad=False).copy_(v)
 
 def opt_state(
@@ -69,7 +70,8 @@ def opt_state(
     own = (opt.opt if isinstance(opt, OptimWrapper) else opt).state_dict()['state']
     items = own.items() if isinstance(own, dict) else enumerate(own)
     flat = {f'{i}.{k}': v for i, state in items for k, v in state.items()}
-    return {k: v for k, v in flat.items() if torch.is_tensor(v)}, {k: v for k, v in flat.items() if not torch.is_tensor(v)}
+    tensors = {k: v for k, v in flat.items() if torch.is_tensor(v)}
+    return tensors, {k: v for k, v in flat.items() if k not in tensors}
 
 # %% ../nbs/99_tensors.ipynb #95f3184a
 def set_opt_state(

@@ -75,7 +75,7 @@ def _timeless(name, data):
 
 
 def _entries(data):
-    with np.load(io.BytesIO(data)) as z: return z['entries'].tobytes()
+    with np.load(io.BytesIO(data)) as z: return z['records'].tobytes()
 
 
 def assert_same(a, b):

@@ -7,7 +7,7 @@ from hypothesis import given, settings, strategies as st
 from hypothesis.extra import numpy as hnp
 from fastai.torch_core import TensorMask
 
-from selftrain_nb.metrics import BoundaryIoU, ClassIoU, ConfusionMatrix, PixelAccuracy, Scores, _pairs, class_iou, mIoU, seg_metrics
+from selftrain_nb.metrics import BoundaryIoU, ClassIoU, ConfusionMatrix, PixelAccuracy, Scores, _pairs, _window, class_iou, mIoU, seg_metrics
 
 VOID = 255
 
@@ -78,6 +78,14 @@ def test_a_perfect_prediction_scores_one_and_a_wrong_one_less(case):
     for value in (perfect.miou, perfect.biou, perfect.acc): assert value == 1 or np.isnan(value)
     wrong = Scores(n).update(pred, targ)
     assert not wrong.acc > 1 and (wrong.acc == 1 or np.isnan(wrong.acc) or wrong.miou < 1)
+
+
+@given(hnp.arrays(np.uint8, hnp.array_shapes(min_dims=2, max_dims=2, max_side=12)), st.integers(1, 15))
+@settings(deadline=None, max_examples=80)
+def test_the_window_filters_equal_those_of_scipy(x, d):
+    from scipy.ndimage import maximum_filter, minimum_filter
+    for op, other in ((np.minimum, minimum_filter), (np.maximum, maximum_filter)):
+        np.testing.assert_array_equal(_window(op, x, d), other(x, 2*d + 1, mode='nearest'))
 
 
 def test_boundary_agrees_with_the_erosion_of_the_authors_code():

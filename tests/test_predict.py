@@ -438,6 +438,7 @@ def test_foreign_files(tmp_path, network):
     load('damaged', predictor={k: v for k, v in good.items() if k != 'space'})
     load('damaged', predictor=dict(good, outputs=[['Evil', {}]]))
     load('damaged', predictor=dict(good, network=None))
+    load('damaged', predictor=dict(good, network=dict(good['network'], kwargs=dict(pretrained=True))))
     load('', predictor=dict(good, network=dict(good['network'], classes=4)))
     load('', predictor=dict(good, network=dict(good['network'], encoder='no_such_net')))
     load('', predictor=dict(good, space=dict(good['space'], colours=[[0, 0, 0]])))

@@ -41,7 +41,7 @@ def test_the_same_bytes_as_generator_7(args):
 
 def test_the_order_of_drawing_does_not_matter():
     first = [digest(3, i) for i in (0, 5, 9)]
-    for i in range(20, 120, FRAMES): _world(3, i)  # more streets than the cache holds
+    for i in range(20, 120, FRAMES): _world(3, i, 'A')  # more streets than the cache holds
     assert [digest(3, i) for i in (9, 5, 0)][::-1] == first
     assert len(set(first)) == 3
 
