@@ -1,5 +1,6 @@
 "Everything that is public, for notebooks and scripts: `from selftrain_nb.all import *`"
 from .files import *
+from .images import *
 from .labels import *
 from .table import *
 from .check import *
@@ -11,8 +12,10 @@ from .mapping import *
 from .metrics import *
 from .augment import *
 from .centroids import *
+from .reading import *
 from .streams import *
 from .mixing import *
+from .encoders import *
 from .losses import *
 from .models import *
 from .training import *
@@ -25,6 +28,9 @@ from .predictor import *
 from .predict import *
 from .calibration import *
 from .pseudo import *
+from .recipe import *
+from .arms import *
+from .runs import *
 from .selftrain import *
 from .transfer import *
 from .report import *

@@ -128,14 +128,15 @@ def decode_brush(
         at += n
         return int(bits[at - n:at], 2)
     n, width, sizes = read(32), read(5) + 1, [read(4) + 1 for _ in range(4)]
-    if n != 4 * shape[0] * shape[1]: raise ValueError(f'a mask of {n // 4} pixels for an image of {shape[1]}x{shape[0]}')
+    h, w = shape
+    if n != 4 * h * w: raise ValueError(f'a mask of {n // 4} pixels for an image of {w}x{h}')
     out, i = np.zeros(n, np.uint8), 0
     while i < n:
         same = read(1)
         j = i + 1 + read(sizes[read(2)])
         out[i:j] = read(width) if same else [read(width) for _ in range(j - i)]
         i = j
-    return out.reshape(*shape, 4)[..., 3] > 0
+    return out.reshape(h, w, 4)[..., 3] > 0
 
 # %% ../nbs/99_annotation.ipynb #dcb9f2b4
 def _brush_result(name, on, shape):

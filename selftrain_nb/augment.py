@@ -182,7 +182,8 @@ strong = Augment(colour=.5, hue=.15, grey=.2, blur=.5)
 def describe(self:Augment) -> str:
     "In words: what differs from `weak` or `strong`"
     mine = self.to_dict()
-    differs = {name: [k for k, v in a.to_dict().items() if v != mine[k]] for name, a in dict(weak=weak, strong=strong).items()}
+    def other(a): return [k for k, v in a.to_dict().items() if v != mine[k]]
+    differs = dict(weak=other(weak), strong=other(strong))
     name = min(differs, key=lambda n: len(differs[n]))
     return ' '.join([name, *[f'{k}={mine[k]}' for k in differs[name]]])
 

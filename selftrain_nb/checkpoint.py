@@ -13,7 +13,7 @@ from fastcore.basics import patch
 from fastcore.foundation import L
 from fastcore.imports import in_notebook
 from fastai.callback.core import Callback, CancelEpochException
-from fastai.callback.progress import ProgressCallback
+from fastai.callback.progress import ProgressCallback # gives a `Learner` its progress bar
 from fastai.callback.schedule import ParamScheduler
 from fastai.learner import Learner, noop
 from fastai.optimizer import OptimWrapper
@@ -59,7 +59,7 @@ class Checkpoint(Callback):
     def begin_fit(self):
         "Go on after the last epoch that was saved; OtherRunError when it is of another training"
         self.history, self._on = [], True
-        self.settings = json.loads(json.dumps({**self._found(), **self.given}))
+        self.settings = json.loads(json.dumps({**self._found(), **self.given}, default=str))
         if not self.file.exists(): return
         tensors, notes = read_tensors(self.file)
         self._check(notes.get('settings', {}))

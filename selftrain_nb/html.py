@@ -61,6 +61,7 @@ _PARTS = '''
 @media print{.rep .legend{position:static}.rep nav{display:none}}
 '''
 
+# %% ../nbs/94_html.ipynb #bcc249ef
 def styled(*parts):
     "Parts of a page with the style sheet, as the page and a notebook show them"
     return Div(Style(Safe(_COLOURS + _TEXT + _PARTS)), *parts, cls='rep')

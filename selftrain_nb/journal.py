@@ -162,6 +162,7 @@ def npz_map(
 ): # `np.memmap`
     "An array of an npz file, as a memory map"
     with ZipFile(path) as z: info = z.getinfo(f'{name}.npy')
+    if info.header_offset < 0: raise BadZipFile('its beginning is missing')
     with open(path, 'rb') as f:
         f.seek(info.header_offset + 26)
         f.seek(sum(struct.unpack('<HH', f.read(4))), 1)

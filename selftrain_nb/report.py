@@ -53,6 +53,7 @@ def _room(t, s, c, f):
         control = '' if c is None else f' (the control alone: {100 * gap_closed(t, c, f):.0f} %)'
         yield f'All labels together give {f:.1f}. The student closed {100 * gap_closed(t, s, f):.0f} % of that gap{control}.'
 
+# %% ../nbs/30_report.ipynb #6e09a863
 def verdict(
     miou, # dict {arm: mIoU in percent} of the arms that were trained
 ) -> list: # sentences
@@ -105,6 +106,7 @@ def _tiles(m):
         if gap == gap: tiles.append(tile(f'{100 * gap:.0f} %'.replace('-', '−'), 'gap closed'))
     return Div(*tiles, cls='tiles')
 
+# %% ../nbs/30_report.ipynb #12665ed7
 def _headline(run):
     "Tiles and sentences"
     mious = _mious(run)
@@ -218,6 +220,7 @@ def _error(message, name):
     "An error without the folders of this machine"
     return re.sub(r'(?<![\w.])(?:[A-Za-z]:)?[\\/](?:[^\\/:]+[\\/])+', '', message.split(f'{Path(name).name}: ', 1)[-1])
 
+# %% ../nbs/30_report.ipynb #9fe92c03
 def _see_pseudo(models, kept, names, i):
     "A pseudo-labelled training image: image, truth where it is known, pseudo label, confidence, student"
     im, label, row, space = kept.image(i), kept.mask(i), kept.df.iloc[i], kept.space
@@ -244,6 +247,7 @@ def _gallery(cases, missing, worst):
         if found: parts += [H3(title), *found]
     return parts + ([P(f'{missing} images could not be read any more and are left out.', cls='dim')] if missing else [])
 
+# %% ../nbs/30_report.ipynb #19ceceba
 def _pictures(run, pseudo, n):
     "Validation (or test) images, and pseudo-labelled ones"
     models, parts = _models(run), []
@@ -299,6 +303,7 @@ def _balance(ious):
     better, worse = sum(x >= .05 for x in d.values()), sum(x <= -.05 for x in d.values())
     return P(f'Student against teacher: {better} classes better, {worse} worse.{loss}')
 
+# %% ../nbs/30_report.ipynb #c2c6ac93
 def _class_table(run):
     "IoU of each class, sorted by its share of the pixels"
     split, space = next(iter(_mious(run)), ''), run.table.space
@@ -398,6 +403,7 @@ def _quality_table(pseudo):
             for t, *vs in q.itertuples(index=False)]
     return html_table(['confidence at least', 'pixels kept %', 'of them right %', 'mIoU of them %'], rows)
 
+# %% ../nbs/30_report.ipynb #8b4b51bc
 def _doubtful(pseudo, n=4):
     "Images on which the teacher contradicts itself most, or is least confident"
     store, table = pseudo.store, pseudo.made
@@ -422,6 +428,7 @@ def _errors_list(errors, most=50):
 def _threshold_words(min_conf):
     return f'at confidence {min_conf}' if np.isscalar(min_conf) else 'at thresholds by class'
 
+# %% ../nbs/30_report.ipynb #abd3007a
 def _lessons(run, pseudo):
     "All about the pseudo labels"
     if pseudo.store is None: return Section(P('There are no pseudo labels yet.'), _errors_list(pseudo.errors) if pseudo.errors else '')
@@ -507,6 +514,7 @@ _TRANSFER_MEANS = dict(
     joint="the few labels and the source's", student="the few labels, pseudo labels, and the source's with replay",
     control="as the student, human labels alone", full='all labels of the target')
 
+# %% ../nbs/30_report.ipynb #73fcab11
 def _worth(m):
     "Sentences on a transfer, from {arm: mIoU}"
     def d(a, b): return signed(m[a] - m[b]) if a in m and b in m else None
@@ -539,6 +547,7 @@ def _transfer_classes(t, split):
             for n in sorted(space.names, key=lambda n: n not in new)]
     return html_table(['class', *t.done, *(f'student − {a}' for a in versus)], rows)
 
+# %% ../nbs/30_report.ipynb #233798d9
 def _transfer_pictures(t, n):
     "What each network says of the images that show most of what is new"
     split = next(s for s in ('val', 'test') if len(t.table.split(s).labelled))
@@ -564,6 +573,7 @@ def _transfer_body(t, n, title):
             H2('What was run', id='run'), H3('Data'), _data_table(t), _trained_table(t), H3('Time'), _times_table(t),
             H3('Settings'), _settings(t), H3('Conditions'), _conditions(t), _footer('It loads nothing and runs no script.')]
 
+# %% ../nbs/30_report.ipynb #b9b77a3a
 def _open_run(run):
     "A run or a transfer; FileNotFoundError where there is none"
     if isinstance(run, Run): return run
@@ -574,6 +584,7 @@ def _open_run(run):
         raise FileNotFoundError(f'{path}: no run here (config.json is missing){hint}')
     return Transfer(path) if 'mapping' in read_json(path/'config.json') else Run(path)
 
+# %% ../nbs/30_report.ipynb #b923aac9
 def report(
     run, # `Run` or `Transfer`, or the folder of one; one that is not finished will do
     path=None, # file to write; `report.html` in the run's folder if not given
