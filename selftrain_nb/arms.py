@@ -5,13 +5,12 @@
 # %% auto #0
 __all__ = ['ARMS', 'Arm', 'Trainer', 'ImageCount', 'device_name', 'measure_splits']
 
-# %% ../nbs/24_arms.ipynb #8167a1df
+# %% ../nbs/24_arms.ipynb #9d5748c7
 import platform
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 import pandas as pd, torch
-from fastai.callback.core import Callback
 from fastcore.basics import patch
 from .files import *
 from .table import *
@@ -24,6 +23,7 @@ from .crops import *
 from .views import *
 from .predict import *
 from .recipe import *
+from fastai.callback.core import Callback
 
 # %% ../nbs/24_arms.ipynb #0b5da446
 ARMS = 'teacher', 'student', 'control', 'full'
