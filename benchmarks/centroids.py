@@ -1,17 +1,21 @@
-"""Class centroids against scipy, the whole way from PNG files, while labelling, and memory
+"""Class centroids against scipy: of label maps, from PNG files to a saved index, while labelling; and memory
 
-    python benchmarks/centroids.py --data path/to/camvid          # or scenes, which is the default
+    python benchmarks/centroids.py [--data FOLDER of a data set] [--quick] [--json FILE]
 """
-import os; os.environ.setdefault('OMP_NUM_THREADS', '1')
-import subprocess, sys, tempfile, time
+import subprocess, sys, tempfile
 from pathlib import Path
 
+from common import SIZE, each, in_turns, large_labels, noisy, rows_of, show
 import numpy as np
-from fastcore.script import call_parse, store_true
+from fastcore.script import call_parse
 from PIL import Image
 from scipy import ndimage
-
-from common import *
+from selftrain_nb.centroids import CentroidIndex, CentroidSampler, class_centroids
+from selftrain_nb.labels import LabelSpace, write_mask
+from selftrain_nb.models import seg_model
+from selftrain_nb.predictor import Predictor
+from selftrain_nb.pseudo import LabelJob, pseudo_label
+from selftrain_nb.table import SegTable
 
 
 def scipy_centroids(mask, tile, n_classes):
@@ -21,78 +25,88 @@ def scipy_centroids(mask, tile, n_classes):
         for left in range(0, mask.shape[1], tile):
             patch = mask[top:top+tile, left:left+tile]
             for c in range(n_classes):
-                if c in patch: y, x = ndimage.center_of_mass((patch == c).astype(int)); out.append((c, top + y, left + x))
+                if c not in patch: continue
+                y, x = ndimage.center_of_mass((patch == c).astype(int))
+                out.append((c, top + y, left + x))
     return out
 
 
-def from_files(folder, masks, space, n_classes):
-    "Seconds a map from PNG file to saved index"
+def from_arrays(masks, n_classes):
+    "{metric: (ms a map, with scipy)}"
+    results, kinds = {}, {'': masks, ' noisy': [noisy(m, n_classes, seed=i) for i, m in enumerate(masks)]}
+    for kind, maps in kinds.items():
+        for tile in (1024, 256):
+            ours = in_turns(dict(t=each(lambda m: class_centroids(m, tile, n_classes), maps)), 5)['t']
+            plain = in_turns(dict(t=each(lambda m: scipy_centroids(m, tile, n_classes), maps)), 1)['t']
+            results[f'ms a map, tile {tile}{kind}'] = 1e3 * ours / len(maps), 1e3 * plain / len(maps)
+    return results
+
+
+def from_files(folder, masks, space):
+    "{metric: (ms a map from PNG file to saved index, with scipy)}; the baseline of the second is decoding alone"
     for i, m in enumerate(masks): write_mask(folder/f'{i}.png', m)
     files = [folder/f'{i}.png' for i in range(len(masks))]
     table, n = SegTable.make(files, files, space), [0]
-    def ours(_): n[0] += 1; CentroidIndex.build(table, 1024, folder/f'{n[0]}.npz', n_workers=1, warn=False)
-    def plain(_): np.savez(folder/'plain.npz', **{str(i): np.array(scipy_centroids(np.asarray(Image.open(f)), 1024, n_classes)) for i, f in enumerate(files)})
-    decode = best(lambda f: np.asarray(Image.open(f)), files)
-    return best(ours, [0]) / len(files), best(plain, [0], 1) / len(files), decode
+    def decode(f): return np.asarray(Image.open(f))
+    def ours():
+        n[0] += 1
+        CentroidIndex.build(table, 1024, path=folder/f'{n[0]}.npz', progress=False)
+    def plain():
+        found = {str(i): np.array(scipy_centroids(decode(f), 1024, len(space))) for i, f in enumerate(files)}
+        np.savez(folder/'plain.npz', **found)
+    t = {k: 1e3 * v / len(files) for k, v in in_turns(dict(ours=ours, plain=plain, decode=each(decode, files))).items()}
+    return {'ms a map, PNG to saved index, tile 1024': (t['ours'], t['plain']),
+            'the same (baseline: decoding alone)': (t['ours'], t['decode'])}
 
 
 def while_labelling(folder, n):
-    "Seconds an image spent on centroids, and on labelling without them"
-    import selftrain_nb.pseudo as pseudo
+    "{metric: (s an image labelled with an index written on the way, without)}"
     table, rows = rows_of('scenes', n)
     (folder/'im').mkdir()
     for k, i in enumerate(rows): table.image(i).resize(SIZE, Image.BICUBIC).save(folder/f'im/{k}.jpg')
-    few = scenes(n=8, n_val=4, n_test=4)
-    learn = seg_learner(mixed_dls(few, n=80, bs=8, crop=(96, 128)))
-    with learn.no_bar(): learn.fit_one_cycle(3)
-    spent, index, add = [0.], pseudo.index_mask, pseudo.Journal.add
-    def timed(f):
-        def g(*a):
-            begin = time.perf_counter(); out = f(*a); spent[0] += time.perf_counter() - begin
-            return out
-        return g
-    pseudo.index_mask, pseudo.Journal.add = timed(index), timed(add)
-    begin = time.perf_counter(); pseudo_label(learn, folder/'im', folder/'labels', bs=2, progress=False)
-    total = time.perf_counter() - begin
-    pseudo.index_mask, pseudo.Journal.add = index, add
-    return spent[0] / len(rows), (total - spent[0]) / len(rows)
+    teacher, k = Predictor(seg_model(len(table.space)), table.space, encoder='tf_efficientnet_lite0', arch='fpn'), [0]
+    def label(sampler):
+        k[0] += 1
+        pseudo_label(teacher, folder/'im', folder/f'{k[0]}', job=LabelJob(bs=2, progress=False, centroids=sampler))
+    t = in_turns(dict(ours=lambda: label(CentroidSampler()), alone=lambda: label(None)), 2)
+    return {'s an image, labelling with an index (baseline: without)': (t['ours'] / len(rows), t['alone'] / len(rows))}
+
+
+MEMORY = """
+import sys, tempfile
+import numpy as np
+from selftrain_nb.labels import *
+from selftrain_nb.table import *
+from selftrain_nb.centroids import *
+n = int(sys.argv[1])
+with tempfile.TemporaryDirectory() as d:
+    rng = np.random.default_rng(0)
+    for i in range(100): write_mask(f'{d}/{i}.png', np.kron(rng.integers(0, 11, (16, 32)), np.ones((16, 16), int)))
+    files = [f'{d}/{i % 100}.png' for i in range(n)]
+    table = SegTable.make(files, files, LabelSpace([str(i) for i in range(11)]))
+    CentroidIndex.build(table, path=f'{d}/index.npz', progress=False)
+    print(next(int(l.split()[1]) for l in open('/proc/self/status') if l.startswith('VmHWM')) / 1024)
+"""
 
 
 def memory(n):
     "Peak memory in MiB of a process that indexes `n` maps (Linux)"
-    code = f"""
-import numpy as np, tempfile
-from pathlib import Path
-from selftrain_nb.labels import *; from selftrain_nb.centroids import *
-with tempfile.TemporaryDirectory() as d:
-    rng = np.random.default_rng(0)
-    for i in range(100): write_mask(f'{{d}}/{{i}}.png', np.kron(rng.integers(0, 11, (16, 32)), np.ones((16, 16))))
-    files = [f'{{d}}/{{i % 100}}.png' for i in range({n})]
-    CentroidIndex.build(SegTable.make(files, files, LabelSpace([str(i) for i in range(11)])), path=f'{{d}}/i.npz', n_workers=2, progress=False)
-    print(next(int(l.split()[1]) for l in open('/proc/self/status') if l.startswith('VmHWM')) / 1024)"""
-    return float(subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.split()[-1])
+    out = subprocess.run([sys.executable, '-c', MEMORY, str(n)], capture_output=True, text=True, check=True).stdout
+    return float(out.split()[-1])
 
 
 @call_parse
 def main(
     data:str='scenes', # 'scenes', or the folder of a data set
-    quick:store_true=False, # Fewer maps
-    json:str='', # Write the results here
+    quick:bool=False, # within a minute: fewer maps
+    json:str='', # file for the figures
 ):
-    masks, C = large_labels(data, 4 if quick else 12)
-    space, results = LabelSpace([f'c{i}' for i in range(C)]), {}
-    for kind, ms in (('', masks), (' noisy', [noisy(m, C, seed=i) for i, m in enumerate(masks)])):
-        for tile in (1024, 256):
-            ours, plain = (best(lambda m: f(m, tile, C), ms, r) for f, r in ((class_centroids, 5), (scipy_centroids, 1)))
-            results[f'ms a map, tile {tile}{kind}'] = 1e3 * ours, 1e3 * plain
+    "See above"
+    masks, n = large_labels(data, 2 if quick else 12)
+    results = from_arrays(masks, n)
     with tempfile.TemporaryDirectory() as d:
-        ours, plain, decode = from_files(Path(d), masks, space, C)
-        results['ms a map, PNG to saved index, tile 1024'] = 1e3 * ours, 1e3 * plain
-        print(f'of which decoding: {1e3 * decode:.1f} ms')
-    with tempfile.TemporaryDirectory() as d:
-        spent, alone = while_labelling(Path(d), 2 if quick else 8)
-        print(f'while labelling: {1e3 * spent:.1f} ms an image on centroids, {1e3 * alone:.0f} ms on the rest: {spent / alone:.1%}')
-        results['ms an image, labelling with and without'] = 1e3 * (alone + spent), 1e3 * alone
-    few, many = (memory(n) for n in (100, 1000 if quick else 10_000))
-    results[f'MiB at the peak, {"1 000" if quick else "10 000"} maps and 100'] = many, few
+        results.update(from_files(Path(d), masks, LabelSpace([f'c{i}' for i in range(n)])))
+    with tempfile.TemporaryDirectory() as d: results.update(while_labelling(Path(d), 2 if quick else 8))
+    many = 1000 if quick else 10_000
+    results[f'MiB at the peak, {many} maps (baseline: 100)'] = memory(many), memory(100)
     show(results, json)

@@ -1,72 +1,78 @@
 """How long each crop schedule takes, against constant full crops, and how well `CropSchedule.plan` predicts that
 
-    python benchmarks/crops.py [--data path/to/camvid] [--quick] [--json FILE]
+    python benchmarks/crops.py [--data FOLDER of CamVid] [--quick] [--json FILE]
 
-One epoch of each size is trained and validated, in turns, in some rounds; a schedule's time is the sum over its epochs, from the best round of each size.
-So whatever else the machine does, it does to all schedules alike. The predictions are taken between the rounds.
+One epoch of each size is trained and validated, in turns, in some rounds. A schedule's time is the sum over its epochs,
+from the best round of each size. So whatever else the machine does, it does to all schedules alike.
 """
-import time
-
-import numpy as np, torch
-from fastai.vision.all import Callback
-from fastcore.script import call_parse, store_true
-
-from common import SETTINGS, show
-from selftrain_nb.all import *
+import common
+from common import seconds, show
+import numpy as np
+from fastai.callback.core import Callback
+from fastcore.script import call_parse
 from selftrain_nb.cli import open_data
+from selftrain_nb.crops import PRESETS, CropCost, CropSchedule
+from selftrain_nb.streams import Stream, seg_dls
+from selftrain_nb.training import seg_learner
+
+SETTINGS = dict(scenes=dict(keep=32, n=240, crop=(96, 128)), camvid=dict(keep=1/4, n=240, crop=(128, 176), size=240))
 
 
-def learner(data, name, n=None, seed=0, bf16=False):
-    "The teacher's learner, untrained"
-    s = SETTINGS[name]
-    fit = {**{k: v for k, v in s['fit'].items() if k != 'epochs'}, **({'n': n} if n else {})}
-    learn = seg_learner(mixed_dls(open_data(data).keep_labels(s['keep'], seed=seed), ratio=0, seed=seed, **fit), model_kwargs=dict(bf16=bf16))
+def learner(data, n=None):
+    "A teacher that is not trained yet"
+    s = SETTINGS['scenes' if data == 'scenes' else 'camvid']
+    few = open_data(data).keep_labels(s['keep'], seed=0)
+    learn = seg_learner(seg_dls(Stream(few, n=n or s['n']), crop=s['crop'], size=s.get('size')))
     learn.logger = lambda *_: None
     return learn
 
 
 class At(Callback):
-    "Every epoch at one size"
+    "Every epoch at one size, as `CropSchedule` sets it"
     order = CropSchedule.order
     def __init__(self, setting): self.setting = setting
-    def before_train(self): self.learn.dl = self.dls.train.resized(self.setting.crop, self.setting.bs)
+
+    def before_train(self):
+        dl, s = self.dls.train, self.setting
+        zoom = np.sqrt(np.prod(s.crop) / np.prod(dl.crop))
+        self.learn.dl = dl.resized(s.crop, s.bs, zoom)
 
 
-def epoch_seconds(learn, setting):
-    "Seconds of one epoch, validation included"
-    begin = time.perf_counter()
+def epoch(learn, setting):
+    "Train and validate one epoch"
     with learn.no_bar(): learn.fit(1, cbs=At(setting))
-    return time.perf_counter() - begin
 
 
-def measure(learn, epochs=(25,), rounds=5, schedules=None):
-    "[{name: (measured, predicted) seconds of a fit} for each number of epochs]; `schedules` {name: as in `self_train`}, the presets if not given"
-    as_schedule = lambda how: CropSchedule(**how) if isinstance(how, dict) else CropSchedule(how)
-    dl, named = learn.dls.train, schedules or {k: k for k in PRESETS}
-    plans = [{k: as_schedule(how).settings(e, dl.n, dl.bs, learn.dls.crop) for k, how in named.items()} for e in epochs]
-    different = {s for plan in plans for ss in plan.values() for s in ss}
-    real, predicted = {s: np.inf for s in different}, {s: np.inf for s in different}
-    for cost in [CropCost(learn) for _ in range(rounds)]:
-        for s in different: 
-            real[s] = min(real[s], epoch_seconds(learn, s))
-            predicted[s] = min(predicted[s], cost.epoch(s, dl.n))
-    return [{k: (sum(real[s] for s in ss), sum(predicted[s] for s in ss)) for k, ss in plan.items()} for plan in plans]
+def measure(
+    learn, # of `learner`
+    epochs, # of the fits
+    rounds, # in which the sizes take turns
+) -> dict: # {preset: (measured, predicted) seconds of a fit}
+    "Time each size that a preset uses, and add up"
+    dl = learn.dls.train
+    plans = {k: CropSchedule(k).settings(epochs, dl.n_first, dl.stream_bs[0], dl.crop) for k in PRESETS}
+    sizes = {s for plan in plans.values() for s in plan}
+    real, told = {s: np.inf for s in sizes}, {s: np.inf for s in sizes}
+    for s in sizes: epoch(learn, s)  # warm up
+    for _ in range(rounds):
+        cost = CropCost(learn)
+        for s in sizes:
+            real[s] = min(real[s], seconds(epoch, learn, s))
+            told[s] = min(told[s], cost.epoch(s, dl.n_first))
+    return {k: (sum(real[s] for s in plan), sum(told[s] for s in plan)) for k, plan in plans.items()}
 
 
 @call_parse
 def main(
     data:str='scenes', # 'scenes', or the folder of CamVid
-    epochs:int=25, # Of the fits
-    rounds:int=5, # In which the sizes take turns; the best one counts
-    quick:store_true=False, # Within a minute: short epochs, one round
-    json:str='', # File for the figures
+    epochs:int=25, # of the fits
+    rounds:int=5, # in which the sizes take turns; the best one counts
+    quick:bool=False, # within a minute: short epochs, one round
+    json:str='', # file for the figures
 ):
-    torch.set_num_threads(1)
-    name = 'scenes' if data == 'scenes' else 'camvid'
-    learn = learner(data, name, 48 if quick else None)
-    found, = measure(learn, [epochs], 1 if quick else rounds)
-    results = {f'{name} {k}, seconds for {epochs} epochs': (m, found['constant'][0]) for k, (m, _) in found.items()}
-    results.update({f'{name} {k}, predicted (baseline: measured)': (p, m) for k, (m, p) in found.items()})
-    step = lambda learn: CropCost(learn).step(learn.dls.crop, learn.dls.train.bs)
-    results[f'{name} a step in bfloat16, s (baseline: float32)'] = step(learner(data, name, bf16=True)), step(learn)
+    "See above"
+    found = measure(learner(data, 32 if quick else None), epochs, 1 if quick else rounds)
+    constant, results = found['constant'][0], {}
+    for k, (real, _) in found.items(): results[f'{k}, s for {epochs} epochs (baseline: constant)'] = real, constant
+    for k, (real, told) in found.items(): results[f'{k}, predicted s (baseline: measured)'] = told, real
     show(results, json)

@@ -38,6 +38,7 @@ class Arm:
     init: Path = None  # file of a predictor whose weights it starts from; those of the encoder if None
     averaged: bool = True  # ends with the moving average of its weights
     shares: tuple = ()  # samples of each further stream for each of the first; the recipe's `ratio` if not given
+    mixed: tuple = (1,)  # numbers of the streams that CutMix and ClassMix mix
     chosen_on: tuple = ()  # sentences on labels that chose something for it
 
     @property
@@ -45,16 +46,22 @@ class Arm:
     @property
     def n_pseudo(self): return len({p for s in self.streams for p in s.rows.pseudo.df.image})
 
-# %% ../nbs/24_arms.ipynb #84fee76c
+# %% ../nbs/24_arms.ipynb #debda2e8
+@patch
+def epoch_samples(self:Recipe, table):
+    "Labelled samples in an epoch, the same for every arm"
+    return self.n or max(len(table.train.real), 25 * self.bs)
+
 @patch
 def arm(self:Recipe,
     name, # of `ARMS`
-    table, # `SegTable` with the labels that the arm may see
+    table, # `SegTable` with the labels that are not hidden
     pseudo=None, # `SegTable` of pseudo labels, for the student
     init=None, # file of the teacher's predictor
 ) -> Arm:
     "What an arm trains on"
-    first, again = self.stream(table, n=self.n or None), dict(strong=True, weight=self.pseudo_weight)
+    n, again = self.epoch_samples(table), dict(strong=True, weight=self.pseudo_weight)
+    first = self.stream(table.revealed if name == 'full' else table, n=n)
     (t, s), own, student = self.epochs, (self.encoder, self.arch), self.student_network
     init = init if self.student_init == 'teacher' and student == own else None
     if name == 'teacher': return Arm(name, [first], t, own, averaged=False)
@@ -78,10 +85,7 @@ class Trainer:
     def valid_bs(self): return self.options.valid_bs or self.recipe.bs
 
     @property
-    def views(self):
-        "How the teacher looks at an image"
-        r = self.recipe
-        return Views(flip=r.flip, scales=tuple(r.scales), window=r.window)
+    def device(self): return self.options.device or None
 
     def dls(self, arm):
         "DataLoaders of an arm"
@@ -89,10 +93,16 @@ class Trainer:
         shares = arm.shares or [r.ratio] * (len(arm.streams) - 1)
         more = [max(1, round(r.bs * share)) for share in shares]
         how = dict(crop=r.crop, bs=(r.bs, *more), size=r.size, seed=r.seed)
-        how |= dict(valid_bs=self.valid_bs, num_workers=o.num_workers, device=o.device or None, strict=o.strict)
+        how |= dict(valid_bs=self.valid_bs, num_workers=o.num_workers, device=self.device, strict=o.strict)
         return seg_dls(*arm.streams, **how)
 
-# %% ../nbs/24_arms.ipynb #8b9d7b21
+# %% ../nbs/24_arms.ipynb #2473502c
+@patch(as_prop=True)
+def views(self:Trainer):
+    "How the teacher looks at an image"
+    r = self.recipe
+    return Views(flip=r.flip, scales=tuple(r.scales), window=r.window)
+
 @patch
 def learn(self:Trainer, arm):
     "A learner of an arm, with the weights that it starts from"
@@ -101,17 +111,18 @@ def learn(self:Trainer, arm):
     else:
         how = dict(pretrained=r.pretrained and not arm.init, lr=r.lr, weight_power=r.weight_power, wd=r.wd)
         learn = seg_learner(dls, *arm.network, **how, model_kwargs=dict(bf16=r.bf16))
-    if arm.init: Predictor.load(arm.init).copy_weights(learn.model)
+    if arm.init: Predictor.load(arm.init, self.device).copy_weights(learn.model)
     return learn
 
+# %% ../nbs/24_arms.ipynb #7492b6f1
 @patch
 def callbacks(self:Trainer, arm):
     "What the recipe adds to a fit"
-    r = self.recipe
+    r, on = self.recipe, [k for k in arm.mixed if k < len(arm.streams)]
     parts = [
         r.schedule != 'constant' and CropSchedule(r.schedule),
-        r.cutmix and len(arm.streams) > 1 and CutMix(r.cutmix),
-        r.classmix and len(arm.streams) > 1 and ClassMix(r.classmix),
+        r.cutmix and on and CutMix(r.cutmix, streams=on),
+        r.classmix and on and ClassMix(r.classmix, streams=on),
         r.ema and arm.averaged and EMA(r.ema),
         r.valid_every > 1 and ValidEvery(r.valid_every)]
     more = self.cbs(arm) if callable(self.cbs) else deepcopy(self.cbs or [])
@@ -179,7 +190,7 @@ def measure(self:Trainer, arm, folder, table):
     "Write `metrics.json`: what an arm reached, and what it was trained on"
     folder, hist = Path(folder), pd.read_csv(Path(folder)/'history.csv')
     drawn = pd.read_csv(folder/'images.csv', dtype=dict(stream=str))
-    predictor = Predictor.load(folder/'predictor.safetensors', self.options.device or None)
+    predictor = Predictor.load(folder/'predictor.safetensors', self.device)
     drawn = drawn.groupby('stream', sort=False)
     trained = [dict(stream=k, images=len(g), samples=int(g.times.sum())) for k, g in drawn]
     counted = {k: int(hist[k].iloc[-1]) for k in ('steps', 'samples')}
@@ -203,4 +214,9 @@ def __call__(self:Trainer,
             self.fit(arm, folder)
         stop_at('train.metrics')
         self.measure(arm, folder, table)
-    (folder/'state.safetensors').unlink(missing_ok=True)
+    self.tidy(folder)
+
+@patch
+def tidy(self:Trainer, folder):
+    "A finished arm needs no checkpoint"
+    (Path(folder)/'state.safetensors').unlink(missing_ok=True)

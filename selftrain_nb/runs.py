@@ -50,9 +50,9 @@ def history(self:Run, arm):
     return pd.read_csv(self.path/arm/'history.csv')
 
 @patch
-def predictor(self:Run, arm):
+def predictor(self:Run, arm, device=None):
     "The trained network of an arm"
-    return Predictor.load(self.path/arm/'predictor.safetensors')
+    return Predictor.load(self.path/arm/'predictor.safetensors', device)
 
 # %% ../nbs/86_runs.ipynb #f92c1e05
 def result_rows(
@@ -207,6 +207,6 @@ def hand_over(
         stop_at('handover')
     c, own = source.config, {k: v for k, v in run.config.items() if 'images and labels' in k}
     if any(c.get(k) != v for k, v in own.items()):
-        m['splits'] = measure_splits(run.predictor('teacher'), run.table, trainer.valid_bs)
+        m['splits'] = measure_splits(run.predictor('teacher', trainer.device), run.table, trainer.valid_bs)
     origin = m.get('origin') or dict(arm=arm, recipe=source.recipe.short(), seed=source.recipe.seed, n_real=m['n_real'])
     write_json(folder/'metrics.json', dict(m, origin=origin))

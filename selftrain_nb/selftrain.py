@@ -82,13 +82,15 @@ def _arms(run, arms, table, trainer):
     r, init = trainer.recipe, run.path/'teacher'/'predictor.safetensors'
     pseudo, chosen = None, ()
     for name in [a for a in ARMS if a in arms or a == 'teacher']:
-        if name in run.done: continue
-        if name == 'student':
-            with stage(run, 'pseudo labels'):
-                pseudo, chosen = label_images(run, run.predictor('teacher'), table.train.unlabelled, trainer)
-        seen = table.revealed if name == 'full' else table
-        arm = replace(r.arm(name, seen, pseudo, init), chosen_on=tuple(chosen) if name == 'student' else ())
-        with stage(run, name): trainer(arm, run.path/name, table)
+        if name in run.done: trainer.tidy(run.path/name)
+        else:
+            if name == 'student':
+                with stage(run, 'pseudo labels'): pseudo, chosen = _label(run, table, trainer)
+            arm = replace(r.arm(name, table, pseudo, init), chosen_on=tuple(chosen) if name == 'student' else ())
+            with stage(run, name): trainer(arm, run.path/name, table)
+
+def _label(run, table, trainer):
+    return label_images(run, run.predictor('teacher', trainer.device), table.train.unlabelled, trainer)
 
 def _gained(run):
     "The student is better than its teacher on the validation images"
@@ -126,15 +128,15 @@ def self_train(
     teacher=None, # finished `Run`, or its folder, whose teacher is taken over
     learner=None, # function of (dls, recipe, arm) that gives a `Learner`: your network, your loss
     cbs=None, # more callbacks: a list, or a function of the arm that gives one
-    options=Options(), # `Options`: what cannot change a result
-) -> Run: # of the first round; later rounds are in `round2`, ... below it
+    options=Options(), # what cannot change a result
+) -> Run: # of the first round; later ones are in `round2`, ... below it
     "Teacher, pseudo labels, student and control, in a folder; resumes. ValueError, before training, for what cannot be"
     run, trainer = Run(out), Trainer(recipe.validate(), options.validate(), learner, cbs)
     table, unusable = prepare(table, run.path, options)
     _check_arms(table, recipe, arms)
     teacher = teacher and _check_teacher(teacher, table)
     if not teacher and not learner and not run.path.exists():
-        seg_model(len(table.space), recipe.encoder, recipe.arch, recipe.pretrained)  # says so if it has no weights
+        seg_model(len(table.space), recipe.encoder, recipe.arch, recipe.pretrained)  # no weights?
     other = dict(teacher=teacher and teacher.predictor('teacher').hash, learner=_names(learner), callbacks=_names(cbs))
     with claimed(run.path, run_config(table, recipe, **other), table, recipe, options, unusable):
         if teacher: hand_over(teacher, 'teacher', run, trainer)

@@ -52,7 +52,7 @@ def _choice(options, name): return widgets.Dropdown(options=options, description
 # %% ../nbs/31_widgets.ipynb #8ef9e76f
 def _draw_sampling(table, index, row, cls, p, epoch, n):
     "The centroids in an image beside the samples of an epoch; the figure, and the samples of each class"
-    fig, axs = plt.subplots(1, 2, figsize=(11, 3), width_ratios=[1.4, 1], layout='constrained')
+    fig, axs = plt.subplots(1, 2, figsize=(9, 2.5), width_ratios=[1.4, 1], layout='constrained')
     draw_centroids(table, index, row, cls, axs[0])
     return fig, draw_epoch(CentroidSampler(p, index=index), n, (0, epoch), cls, axs[1])
 
@@ -96,7 +96,7 @@ class CropExplorer(Explorer):
         super().__init__(controls, self._draw)
 
     def _draw(self, epochs, **how):
-        fig, ax = plt.subplots(figsize=(11, 3), layout='constrained')
+        fig, ax = plt.subplots(figsize=(9, 2.5), layout='constrained')
         _schedule(**how).show(epochs, cost=self.cost, ax=ax)
         return fig
 
@@ -148,7 +148,7 @@ def draw_pseudo(
     table, space = store.table, store.space
     im, label, conf = table.image(i), table.mask(i), read_conf(table.df.conf.iloc[i])
     kept = keep_confident(label, conf, min_conf)
-    fig, axs = plt.subplots(1, 4, figsize=(11, 1.9), layout='constrained')
+    fig, axs = plt.subplots(1, 4, figsize=(9.6, 1.7), layout='constrained')
     show_image_mask(im, None, space, axs[0], title=store.name(i))
     axs[1].imshow(conf, vmin=0, vmax=255)
     axs[1].set_title(f'confidence, mean {conf.mean() / 255:.2f}', fontsize=8)
@@ -180,7 +180,7 @@ class PseudoExplorer(Explorer):
     def __init__(self, store, start):
         self.store, self.order, self.counts = store, store.ranked()[::-1], widgets.HTML()
         self.at, self.bad = _steps(0, 0, len(store) - 1, 'image'), widgets.ToggleButton(False, description='bad image')
-        self.thresholds = [_slider(start, name, step=.01, live=True) for name in store.space.names]
+        self.thresholds = [_slider(start, name, hi=1.01, step=.01, live=True) for name in store.space.names]
         self._moved()
         self.at.observe(self._moved, 'value')
         self.bad.observe(self._marked, 'value')
