@@ -59,11 +59,11 @@ def from_files(folder, masks, space):
             'the same (baseline: decoding alone)': (t['ours'], t['decode'])}
 
 
-def while_labelling(folder, n):
-    "{metric: (s an image labelled with an index written on the way, without)}"
+def while_labelling(folder, n, size):
+    "{metric: (s an image labelled with an index written on the way, without)}; images of `size` (width, height)"
     table, rows = rows_of('scenes', n)
     (folder/'im').mkdir()
-    for k, i in enumerate(rows): table.image(i).resize(SIZE, Image.BICUBIC).save(folder/f'im/{k}.jpg')
+    for k, i in enumerate(rows): table.image(i).resize(size, Image.BICUBIC).save(folder/f'im/{k}.jpg')
     teacher, k = Predictor(seg_model(len(table.space)), table.space, encoder='tf_efficientnet_lite0', arch='fpn'), [0]
     def label(sampler):
         k[0] += 1
@@ -106,7 +106,8 @@ def main(
     results = from_arrays(masks, n)
     with tempfile.TemporaryDirectory() as d:
         results.update(from_files(Path(d), masks, LabelSpace([f'c{i}' for i in range(n)])))
-    with tempfile.TemporaryDirectory() as d: results.update(while_labelling(Path(d), 2 if quick else 8))
+    with tempfile.TemporaryDirectory() as d:
+        results.update(while_labelling(Path(d), *((2, (512, 256)) if quick else (8, SIZE))))
     many = 1000 if quick else 10_000
     results[f'MiB at the peak, {many} maps (baseline: 100)'] = memory(many), memory(100)
     show(results, json)

@@ -2,8 +2,8 @@
 
     python benchmarks/labelling.py [--quick] [--json FILE]
 
-Labelling: images of 192x384 in batches of 8, image and mirror image averaged. Baselines: the network alone on the same batches,
-in memory; the loop that people write, one image at a time; and our labelling with one reader and one writer.
+Labelling: images of 192x384 in batches of 8, image and mirror image averaged. Baselines: the network alone on the same
+batches, in memory; the loop that people write, one image at a time; our labelling with one reader and one writer.
 The store: up to 100 000 made-up rows. Memory: the peak of processes that label many tiny images.
 """
 import shutil, subprocess, sys, tempfile
@@ -56,6 +56,7 @@ def labelling(teacher, table, folder, rounds):
 
 def made_up_store(folder, n, classes=19):
     "A store of `n` images that are not there"
+    folder.mkdir(parents=True)
     rng, space = np.random.default_rng(0), LabelSpace([f'class {k}' for k in range(classes)])
     names = [f'drive {k % 50:02d}/{k:06d}.png' for k in range(n)]
     table = SegTable.make([f'/images/{k}' for k in names], [None] * n, space)
@@ -73,9 +74,10 @@ def made_up_store(folder, n, classes=19):
 def stores(folder, n, few=1000):
     "{metric: (a store of `n` images, one of `few`)}"
     large, small = (made_up_store(folder/f'{k}', k) for k in (n, few))
-    t = in_turns({f'open {k}': each(lambda s: PseudoStore.open(s.path), [s] * 10) for k, s in (('n', large), ('few', small))})
+    both = dict(n=large, few=small)
+    t = in_turns({f'open {k}': each(lambda s: PseudoStore.open(s.path), [s] * 10) for k, s in both.items()})
     table = seconds(lambda: large.table), seconds(lambda: small.table)
-    t |= in_turns({k: each(lambda s: s.select(np.linspace(.5, .9, 19)), [s] * 10) for k, s in (('n', large), ('few', small))})
+    t |= in_turns({k: each(lambda s: s.select(np.linspace(.5, .9, 19)), [s] * 10) for k, s in both.items()})
     return {f'open a store of {n}, s (baseline: {few})': (t['open n'] / 10, t['open few'] / 10),
             f'its table, s, once (baseline: {few})': table,
             f'choose other thresholds, s (baseline: {few})': (t['n'] / 10, t['few'] / 10)}
@@ -116,7 +118,6 @@ def main(
                    'labelling, s an image (baseline: plain loop)': (t['ours'], t['plain']),
                    'labelling, s an image (baseline: 1 reader, 1 writer)': (t['ours'], t['single']),
                    '4 readers, 4 writers (baseline: 1 reader, 1 writer)': (t['four'], t['single'])}
-        for k in (1000, 10_000 if quick else 100_000): (d/f'{k}').mkdir(exist_ok=True)
-        results.update(stores(d, 10_000 if quick else 100_000))
+        results.update(stores(d/'stores', 10_000 if quick else 100_000))
         results[f'memory, MiB, {many} images (baseline: {few})'] = memory
     show(results, json)

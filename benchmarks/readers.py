@@ -2,7 +2,8 @@
 
     python benchmarks/readers.py [--quick] [--json FILE]
 
-`get_image_files` lists the images and the labels, and pairs none of them. The files are empty: a reader that opened one would fail.
+`get_image_files` lists the images and the labels, and pairs none of them. The files are empty: a reader that opened one
+would fail.
 """
 import tempfile
 from pathlib import Path

@@ -40,18 +40,22 @@ def tool_ids(
     "The ids of a mask as an annotation tool sees them"
     return np.where(mask == VOID, 0, mask + 1).astype(np.uint8)
 
-# %% ../nbs/99_annotation.ipynb #be98ac45
+# %% ../nbs/99_annotation.ipynb #0a2c557c
+def _refuse(bad):
+    "ValueError for names that files of class names cannot hold"
+    if bad: raise ValueError(f'annotation tools cannot read the class names {", ".join(bad)}: rename these classes')
+
 def _check_names(out, space):
     "ValueError for class names that do not come back from the files"
-    read, told = [c.name for c in read_codes(out/'labelmap.txt')], codes_space(read_codes(out/'codes.txt'))[0].names
-    bad = [n for n in space.names if ':' in n or n.startswith('#') or n not in read or n not in told]
-    if bad: raise ValueError(f'annotation tools cannot read the class names {", ".join(bad)}: rename these classes')
+    read, told = (read_codes(out/f'{f}.txt') for f in ('labelmap', 'codes'))
+    _refuse([n for n in space.names if n not in {c.name for c in read} or n not in codes_space(told)[0].names])
 
 def write_label_map(
     out, # folder
     space, # `LabelSpace`
 ):
     "Write `labelmap.txt` and `codes.txt`; ValueError for names that such files cannot hold"
+    _refuse([n for n in space.names if ':' in n or n.startswith('#') or is_void(n)])
     told, out = tool_space(space), Path(out)
     rgb = [','.join(map(str, c)) for c in told.colours]
     lines = dict(labelmap=['# label:color_rgb:parts:actions', *(f'{n}:{c}::' for n, c in zip(told.names, rgb))],

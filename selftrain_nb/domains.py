@@ -6,9 +6,8 @@
 __all__ = ['as_mapping', 'Source', 'as_source', 'adopt_network', 'TransferData', 'shared_images', 'without_measured',
            'look_at_both', 'check_weights', 'keep_source']
 
-# %% ../nbs/85_domains.ipynb #901bfb5c
+# %% ../nbs/85_domains.ipynb #8460f0e3
 import os, shutil
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 import numpy as np
@@ -57,13 +56,13 @@ def _run_source(run):
     "The teacher of a run, and the images that it learned from"
     if 'teacher' not in run.done: raise ValueError(f'{run.path}: no finished teacher in this folder{_near(run.path)}')
     m = run.metrics('teacher')
-    origin = dict(arm='teacher', seed=run.recipe.seed, **{k: m[k] for k in ('n_real', 'steps', 'seconds')})
+    origin = dict(arm='teacher', seed=run.recipe.seed, **{k: m[k] for k in ('n_real', 'steps')})
     return Source(run.table, run.predictor('teacher'), origin)
 
 def _near(path):
     "Runs below a folder, and networks in it, for a message"
     runs = sorted(p.parent for p in path.glob('*/config.json'))
-    files = [*sorted(path.glob('*/predictor.safetensors'))]
+    files = sorted(path.glob('*/predictor.safetensors'), key=lambda p: (p.parent.name != 'student', p))
     if runs: return f'; did you mean {" or ".join(map(str, runs[:3]))}?'
     return f'; it holds {", ".join(map(str, files[:3]))}, and a file of a network is a source, too' if files else ''
 
@@ -140,12 +139,12 @@ def without_measured(
     say(f'{told}; they are left out of the source')
     return replace(source, table=source.table[~bad])
 
-# %% ../nbs/85_domains.ipynb #35c607d0
-@contextmanager
-def _told(what):
-    "Say whose turn it is, also in an error"
-    say(f'{what}:')
-    try: yield
+# %% ../nbs/85_domains.ipynb #78722ce5
+def _look(what, table, path, options):
+    "One of the two tables without what cannot be read, and the names that are left out; says whose it is"
+    again = (path/'unusable.json').exists()
+    say(f'{what}: {table.describe()}, looked at before' if again else f'{what}:')
+    try: return prepare(table, path, options)
     except ValueError as e: raise ValueError(f'{what}: {e}') from None
 
 def look_at_both(
@@ -155,9 +154,9 @@ def look_at_both(
     options, # `Options`
 ): # source and target without what cannot be read; {'': names left out of the target, 'source': of the source}
     "Open all files that a transfer uses; ValueError that says all that is wrong"
-    with _told('target'): few, bad = prepare(few, path, options)
+    few, bad = _look('target', few, Path(path), options)
     if source.table is None: return source, few, {'': bad, 'source': []}
-    with _told('source'): table, others = prepare(source.table, Path(path)/'source', options)
+    table, others = _look('source', source.table, Path(path)/'source', options)
     return replace(source, table=table), few, {'': bad, 'source': others}
 
 # %% ../nbs/85_domains.ipynb #0e9c223e
@@ -183,7 +182,7 @@ def keep_source(
     changed = Signatures.load(file).changed(used) if file.exists() else []
     if changed and not options.refresh:
         raise ValueError(f'{path}: {len(changed)} files of the source have changed since they were used; the first: '
-                         f'{changed[0]}. Put them back, choose another folder, or make all anew: refresh=True (--refresh)')
+                         f'{changed[0]}. Put them back, take another folder, or do all anew: refresh=True (--refresh)')
     if changed:
         say(f'{path}: {len(changed)} files of the source have changed, the first: {changed[0]}; all is made anew')
         for p in Path(path).iterdir(): shutil.rmtree(p) if p.is_dir() else None

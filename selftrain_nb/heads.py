@@ -47,8 +47,9 @@ def remap_head(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         new = predictor.untrained(mapping.target)
-    lut, state = mapping.lut[:len(mapping.source)], new.model.state_dict()
-    for k, v in predictor.model.state_dict().items():
-        state[k] = _remap_last(v, state[k], lut) if k.rpartition('.')[0] == last else v
-    new.model.load_state_dict(state)
+    lut, old, state = mapping.lut[:len(mapping.source)], predictor.model.state_dict(), new.model.state_dict()
+    if {k: v.shape[1:] for k, v in old.items()} != {k: v.shape[1:] for k, v in state.items()}:
+        raise ValueError(f'{predictor}: its weights are of another network than encoder and arch say')
+    last_ones = {k: _remap_last(v, state[k], lut) for k, v in old.items() if k.rpartition('.')[0] == last}
+    new.model.load_state_dict({**old, **last_ones})
     return new

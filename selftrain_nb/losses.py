@@ -55,9 +55,10 @@ def forward(self:SegLoss,
     given = {type(m): m.as_subclass(torch.Tensor) for m in more}
     if other := [t.__name__ for t in given if t not in TYPES]:
         raise TypeError(f'SegLoss cannot use a {other[0]}; it knows {", ".join(t.__name__ for t in TYPES)}')
-    loss, w = self._pixels(pred.as_subclass(torch.Tensor).float(), mask.as_subclass(torch.Tensor).long(), given)
-    if self.reduction == 'none': return loss
-    return self._sum(loss.flatten(1).sum(1), w.flatten(1).sum(1), given.get(TensorStream))
+    with torch.autocast(pred.device.type, enabled=False): # half precision cannot hold the sum over an image
+        loss, w = self._pixels(pred.as_subclass(torch.Tensor).float(), mask.as_subclass(torch.Tensor).long(), given)
+        if self.reduction == 'none': return loss
+        return self._sum(loss.flatten(1).sum(1), w.flatten(1).sum(1), given.get(TensorStream))
 
 # %% ../nbs/14_losses.ipynb #98c953d2
 @patch
@@ -67,11 +68,17 @@ def _pixels(self:SegLoss, pred, mask, given):
     if classes is not None: pred = pred.masked_fill(~classes[..., None, None], -1e4)
     if soft is not None: loss, w = self._soft(pred, soft_targets(mask, soft, pred.shape[1]), classes)
     else:
+        if classes is not None: mask = _possible(mask, classes)
         loss = F.cross_entropy(pred, mask, self.weight, ignore_index=VOID, reduction='none')
         w = (mask != VOID).float()
         if self.weight is not None: w = w * self.weight[mask.clamp(max=len(self.weight) - 1)]
     if conf is None: return loss, w
     return loss * (conf / 255), w * (conf / 255)
+
+def _possible(mask, classes):
+    "The mask, void where a class was pasted in that the label of its new image cannot hold"
+    known = classes.gather(1, mask.flatten(1).clamp(max=classes.shape[1] - 1)).view_as(mask)
+    return mask.where(known, VOID)
 
 # %% ../nbs/14_losses.ipynb #a4debb0e
 @patch

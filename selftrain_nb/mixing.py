@@ -67,7 +67,7 @@ class Mix(Callback):
     ):
         if not 0 <= p <= 1: raise ValueError(f'p={p}: a probability lies between 0 and 1')
         self.p, self.streams = p, streams if streams is None or isinstance(streams, (list, tuple)) else [streams]
-        self.identity = dict(mix=type(self).__name__, p=p, streams=self.streams) # for a resumed training
+        self.identity = {type(self).__name__: dict(p=p, streams=self.streams)} # for a resumed training
 
     def before_fit(self):
         "Which streams there are"
@@ -130,7 +130,7 @@ class CutMix(Mix):
         super().__init__(p, streams)
         if not 0 < area[0] <= area[1] <= 1: raise ValueError(f'area={area}: (least, most), above 0 and up to 1')
         self.share = tuple(area)
-        self.identity['area'] = list(area)
+        self.identity[type(self).__name__]['area'] = list(area)
 
     def area(self, batch, partner, rng): return box_area(len(partner), batch[1].shape[-2:], self.share, rng)
 

@@ -43,8 +43,8 @@ def listed(names, most=20, more='more'):
 
 def _left_out(run):
     "Files that `prepare` could not use"
-    file = run.path/'unusable.json'
-    names = [no_folders(n) for n in (read_json(file) if file.exists() else [])]
+    files = run.path/'unusable.json', run.path/'source'/'unusable.json'  # the second of a transfer
+    names = [no_folders(n) for f in files if f.exists() for n in read_json(f)]
     if not names: return ''
     return Div(P(f'{len(names)} images could not be used and were left out when the run began:'), listed(names))
 

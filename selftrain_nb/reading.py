@@ -198,7 +198,7 @@ def get_idxs(self:SegDL):
     if not inside:
         for i in numbers: self.state[i] or self.read(i)
     left = [i for i in numbers if self.state[i] != 2]
-    if left or not numbers: return left
+    if left or not numbers: return numbers if inside else left # the batches of every epoch are the same
     raise OSError(f'none of {len(numbers)} images can be read; the first: {next(iter(self.skipped.values()))}')
 
 @patch

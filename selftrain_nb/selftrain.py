@@ -21,16 +21,17 @@ from .recipe import *
 from .arms import *
 from .runs import *
 
-# %% ../nbs/25_selftrain.ipynb #4e0db97a
+# %% ../nbs/25_selftrain.ipynb #bb803836
 def _thresholds(run, teacher, trainer):
-    "The thresholds of a run, and a sentence on what chose them"
+    "The teacher, calibrated where that finds thresholds; the thresholds, and a sentence on what chose them"
     r, val = trainer.recipe, run.table.val.real
-    if not r.precision: return r.min_conf, ()
+    if not r.precision: return teacher, r.min_conf, ()
     file = run.path/'calibration.json'
     if not file.exists():
-        found = calibrate(teacher, val, views=trainer.views)
+        found = calibrate(teacher, val, trainer.views, bs=trainer.valid_bs, strict=trainer.options.strict)
         write_json(file, dict(temperature=found.temperature, min_conf=found.thresholds(r.precision).tolist()))
-    return read_json(file)['min_conf'], (f'thresholds of {r.precision:.0%} precision, on {len(val)} validation labels',)
+    found, chosen = read_json(file), f'thresholds of {r.precision:.0%} precision, on {len(val)} validation labels'
+    return teacher.tempered(found['temperature']), found['min_conf'], (chosen,)
 
 # %% ../nbs/25_selftrain.ipynb #f615c8c0
 def label_images(
@@ -42,7 +43,7 @@ def label_images(
     "Pseudo labels of a teacher, and which of them to keep; resumes"
     r, o, out = trainer.recipe, trainer.options, run.path/'pseudo'
     if r.adjust: teacher = teacher.adjusted()
-    min_conf, chosen = _thresholds(run, teacher, trainer)
+    teacher, min_conf, chosen = _thresholds(run, teacher, trainer)
     sampler = CentroidSampler(r.p, r.tile or None) if r.sampler == 'centroid' else None
     job = LabelJob(bs=trainer.valid_bs, readers=o.readers, writers=o.readers, centroids=sampler, strict=o.strict,
                    progress=o.progress, refresh=o.refresh)
@@ -67,14 +68,23 @@ def _check_arms(table, recipe, arms):
     if np.size(recipe.min_conf) not in (1, len(table.space)):
         raise ValueError(f'min_conf has {np.size(recipe.min_conf)} values, the table {len(table.space)} classes')
 
-# %% ../nbs/25_selftrain.ipynb #070bc5f2
-def _check_teacher(teacher, table):
-    "A finished teacher as a run"
+# %% ../nbs/25_selftrain.ipynb #3f250516
+def _check_teacher(teacher, table, trainer):
+    "A finished teacher as a run, and its hash"
+    if not teacher: return None, None
     run = teacher if isinstance(teacher, Run) else Run(teacher)
     if 'teacher' not in run.done: raise ValueError(f'{run.path}: no finished teacher in this run')
-    space = run.predictor('teacher').space
-    if space != table.space: raise ValueError(f'{run.path}: its teacher predicts {space}, not {table.space}')
-    return run
+    found, space = teacher_of(run, table, trainer), table.space
+    if found.space != space: raise ValueError(f'{run.path}: its teacher predicts {found.space}, not {space}')
+    return run, found.hash
+
+def _check_weights(table, recipe, arms, teacher):
+    "OSError or ValueError where the pretrained weights of an encoder cannot be had"
+    own, student = (recipe.encoder, recipe.arch), recipe.student_network
+    needed = {own: not teacher or 'full' in arms}
+    needed[student] = needed.get(student) or bool({'student', 'control'} & {*arms})
+    for network, on in needed.items():
+        if on: seg_model(len(table.space), *network, recipe.pretrained)
 
 # %% ../nbs/25_selftrain.ipynb #bbc30636
 def _arms(run, arms, table, trainer):
@@ -90,7 +100,7 @@ def _arms(run, arms, table, trainer):
             with stage(run, name): trainer(arm, run.path/name, table)
 
 def _label(run, table, trainer):
-    return label_images(run, run.predictor('teacher', trainer.device), table.train.unlabelled, trainer)
+    return label_images(run, teacher_of(run, table, trainer), table.train.unlabelled, trainer)
 
 def _gained(run):
     "The student is better than its teacher on the validation images"
@@ -134,10 +144,9 @@ def self_train(
     run, trainer = Run(out), Trainer(recipe.validate(), options.validate(), learner, cbs)
     table, unusable = prepare(table, run.path, options)
     _check_arms(table, recipe, arms)
-    teacher = teacher and _check_teacher(teacher, table)
-    if not teacher and not learner and not run.path.exists():
-        seg_model(len(table.space), recipe.encoder, recipe.arch, recipe.pretrained)  # no weights?
-    other = dict(teacher=teacher and teacher.predictor('teacher').hash, learner=_names(learner), callbacks=_names(cbs))
+    teacher, hashed = _check_teacher(teacher, table, trainer)
+    if not learner and not run.path.exists(): _check_weights(table, recipe, arms, teacher)
+    other = dict(teacher=hashed, learner=_names(learner), callbacks=_names(cbs))
     with claimed(run.path, run_config(table, recipe, **other), table, recipe, options, unusable):
         if teacher: hand_over(teacher, 'teacher', run, trainer)
         _arms(run, arms, table, trainer)

@@ -219,6 +219,18 @@ def resized(self:StreamDL,
     "A copy with the same epoch in crops and batches of another size"
     return self.new(plan=self.plan.resized(crop, bs, zoom))
 
+# %% ../nbs/12_streams.ipynb #7ec9f8e1
+@patch
+def shown(self:StreamDL, epoch):
+    "The rows of each stream that an epoch shows; in place of one that cannot be read, the next one that can"
+    plan, found = self.plan, []
+    batches = plan.n_batches // plan.shard[1] * plan.shard[1]
+    for where, bs, d in zip(self.where, plan.bs, plan.draw(epoch)):
+        good = np.flatnonzero(self.state.numpy()[where[d['row']]] != 2)
+        at = np.arange(batches * bs)
+        found.append(d['row'][good[np.searchsorted(good, at) % len(good)] if len(good) else at])
+    return found
+
 StreamDL.streams = property(lambda self: self.plan.streams, doc='The streams')
 StreamDL.crop = property(lambda self: self.plan.crop, doc='(h, w) of the crops')
 StreamDL.stream_bs = property(lambda self: self.plan.bs, doc='Samples of each stream in a batch')
@@ -355,9 +367,9 @@ def images_drawn(
     "How often each image of each stream is drawn"
     plan, numbers = dl.plan, range(epochs) if isinstance(epochs, (int, np.integer)) else epochs
     if plan is None: raise ValueError('only the training DataLoader of seg_dls draws images')
-    used, times = plan.n_batches // plan.shard[1] * plan.shard[1], [np.zeros(len(s.rows), int) for s in plan.streams]
-    for drawn in map(plan.draw, numbers):
-        for t, b, d in zip(times, plan.bs, drawn): t += np.bincount(d['row'][:used * b], minlength=len(t))
+    times = [np.zeros(len(s.rows), int) for s in plan.streams]
+    for shown in map(dl.shown, numbers):
+        for t, rows in zip(times, shown): t += np.bincount(rows, minlength=len(t))
     found = [pd.DataFrame(dict(stream=s.name, image=s.rows.df.image, times=t)) for s, t in zip(plan.streams, times)]
     return pd.concat(found, ignore_index=True)
 

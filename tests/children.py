@@ -62,9 +62,9 @@ def _last(conn, patience=900):
 
 
 def contents(folder):
-    "{name: bytes} of the files of a run or store, but for times of day and durations; unfinished files, which begin with a dot, do not count"
+    "{name: bytes} of the files of a run or store, but for times of day and durations; unfinished files, which begin with a dot, and caches do not count"
     files = {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(Path(folder).rglob('*')) if p.is_file() and not p.name.startswith('.')}
-    return {k: _timeless(k, v) for k, v in files.items() if Path(k).name not in ('log.csv', 'report.html')}
+    return {k: _timeless(k, v) for k, v in files.items() if Path(k).name not in ('log.csv', 'report.html', 'table.counts.json')}
 
 
 def _timeless(name, data):

@@ -312,6 +312,10 @@ def test_memory_grows_with_the_pixels_of_all_streams(few):
     assert (base[1] - fixed) == pytest.approx(1.5 * (base[0] - fixed), rel=1e-6)
     assert two.samples(8) == 12
 
+def test_costs_are_measured_on_the_device_of_the_data(few):
+    "Before the first fit the network is not there yet; the device `meta` stands for a GPU"
+    assert CropCost(learner(few, device='meta')).device == torch.device('meta')
+
 @pytest.mark.parametrize('workers', [0, 1])
 def test_costs_touch_nothing(few, workers):
     learn = learner(few, num_workers=workers)

@@ -216,6 +216,14 @@ def test_half_precision_is_finite_and_equal_within_its_precision(dtype, weight):
         half, full = SegLoss(weight)(x.to(dtype), y, *given), SegLoss(weight)(x, y, *given)
         assert half.dtype == torch.float32 and torch.allclose(half, full, rtol=1e-2)
 
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_autocast_leaves_the_loss_alone(dtype):
+    "fastai computes the loss inside its autocast, where a product of matrices is of half precision"
+    torch.manual_seed(0)
+    x, y, stream = torch.randn(4, 3, 256, 256), torch.randint(0, 3, (4, 256, 256)), TensorStream(torch.tensor([0, 0, 1, 1]))
+    loss, full = SegLoss(None, [1., .5]), SegLoss(None, [1., .5])(x, y, stream)
+    with torch.autocast('cpu', dtype): assert torch.equal(loss(x, y, stream), full) and full.isfinite()
+
 def test_types_tell_what_is_what_in_any_order(batch):
     p, t, w = batch
     more = (TensorConfidence(torch.randint(0, 256, (4, 8, 8), dtype=torch.uint8)), TensorStream(torch.tensor([0, 0, 1, 1])),
@@ -251,6 +259,12 @@ def test_classes_that_a_label_cannot_hold_get_no_gradient(batch):
     SegLoss(w)(q, t, TensorClasses(classes)).backward()
     assert (q.grad[:2, 3:] == 0).all() and (q.grad[2:, 3:] != 0).any()
     assert torch.allclose(SegLoss(w)(p[:2], t[:2], TensorClasses(classes[:2])), F.cross_entropy(p[:2, :3], t[:2], w[:3], ignore_index=255))
+
+def test_a_class_that_was_pasted_where_the_label_cannot_hold_it_is_void(batch):
+    p, t, w = batch
+    classes = torch.tensor([[True, True, True, False, False]] * 4)
+    known = torch.where(t < 3, t, 255)
+    assert (t != known).any() and torch.equal(SegLoss(w)(p, t, TensorClasses(classes)), SegLoss(w)(p, known, TensorClasses(classes)))
 
 def test_class_weights():
     w = class_weights([900, 90, 10, 0])

@@ -3,14 +3,20 @@ import json, os, shutil
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
+import torch.nn as nn
+from fastai.learner import Learner
 from PIL import Image
 
 from children import assert_same, contents, run as in_child, stopped_at
 from selftrain_nb.files import folder_lock, read_json
 from selftrain_nb.labels import Remap
 from selftrain_nb.datasets import seg_folder
-from selftrain_nb.selftrain import ARMS, Options, Recipe, Run, self_train
+from selftrain_nb.losses import SegLoss
+from selftrain_nb.selftrain import ARMS, Options, Recipe, Run, Trainer, device_name, self_train
+from selftrain_nb.table import SegTable
+from selftrain_nb.training import seg_learner
 
 QUICK = Recipe(encoder='test_byobnet', pretrained=False, crop=(32, 48), bs=2, n=4, epochs=(1, 1), valid_every=1)
 QUIET = Options(progress=False)
@@ -82,6 +88,28 @@ def test_metrics_say_which_images_trained(done):
     assert [t['stream'] for t in m['trained_on']] == ['real', 'pseudo']
     drawn = [l.split(',')[1] for l in (run.path/'student'/'images.csv').read_text().splitlines()[1:]]
     assert {os.path.basename(p) for p in drawn} == {'2.png', '3.png', '4.png', '5.png', '6.png'}   # 0 validates, 1 tests
+
+
+def test_an_image_that_was_never_drawn_did_not_train(tmp_path):
+    "Four pseudo-labelled samples of eight images, in one epoch"
+    run = train(folder(tmp_path/'data', n=12), tmp_path/'run', arms=['teacher', 'student'])
+    m = run.metrics('student')
+    assert m['n_pseudo'] == 8 and [t['images'] for t in m['trained_on']] == [3, 4] and [t['samples'] for t in m['trained_on']] == [4, 4]
+
+
+def test_neither_did_one_that_cannot_be_read(tmp_path):
+    table = seg_folder(folder(tmp_path/'data', n=8))
+    (tmp_path/'data/images/2.png').write_bytes(b'')
+    trainer = Trainer(QUICK, QUIET)
+    with pytest.warns(UserWarning, match='cannot be read'): trainer.fit(QUICK.arm('teacher', table), tmp_path/'arm')
+    times = pd.read_csv(tmp_path/'arm/images.csv').times
+    assert times.tolist() == [2, 0, 2]
+
+
+def test_the_device_is_the_one_that_was_asked_for(monkeypatch):
+    monkeypatch.setattr('torch.cuda.is_available', lambda: True)
+    monkeypatch.setattr('torch.cuda.get_device_name', lambda *a: 'a GPU')
+    assert 'CPU' in device_name('cpu') and device_name('cuda:0') == 'a GPU'
 
 
 def test_the_control_has_the_students_streams(done):
@@ -179,6 +207,15 @@ def test_touching_files_changes_nothing(copy):
     assert train(data, out).done == ['teacher', 'student', 'control']
 
 
+def test_names_that_are_no_utf_8(tmp_path):
+    data = folder(tmp_path/'data', n=5, labelled=3)
+    try: os.rename(data/'images/4.png', os.fsencode(data/'images') + b'/\xff4.png')
+    except OSError: pytest.skip('this file system has no such names')
+    run = train(data, tmp_path/'run')
+    assert run.done == ['teacher', 'student', 'control'] and run.metrics('student')['n_pseudo'] == 2
+    assert train(data, run.path).done == run.done
+
+
 # Nothing is claimed for what cannot be
 
 @pytest.mark.parametrize('change,message', [
@@ -243,6 +280,24 @@ def test_an_unreadable_file_is_left_out_everywhere(tmp_path, what, capsys):
     (data/'labels'/name).unlink(missing_ok=True)
     for f in ('val.txt', 'test.txt'): (data/f).write_text(''.join(l for l in (data/f).read_text().splitlines(True) if l.strip() + '.png' != name))
     assert train(data, run.path).done == run.done      # done as told: nothing is lost
+
+
+def test_only_the_unreadable_of_two_files_of_one_name_is_left_out(tmp_path):
+    data = folder(tmp_path/'data', n=4, labelled=4)
+    for kind in ('images', 'labels'):
+        (data/kind/'night').mkdir()
+        shutil.copy(data/kind/'1.png', data/kind/'night/1.png')
+    (data/'images/night/1.png').write_bytes(b'')
+    run = train(data, tmp_path/'run', arms=['teacher'])
+    assert len(run.table) == 4 and read_json(run.path/'unusable.json') == ['night/1.png']
+    assert train(data, run.path, arms=['teacher']).done == ['teacher'] and len(run.table) == 4
+
+
+def test_a_table_with_an_image_in_two_splits_goes_on(tmp_path):
+    t = seg_folder(folder(tmp_path/'data', n=4, labelled=4))
+    twice = SegTable(pd.concat([t.df, t.val.df.assign(split='train')]), t.space, t.remaps)
+    run = self_train(twice, tmp_path/'run', QUICK, ['teacher'], options=QUIET)
+    assert self_train(twice, run.path, QUICK, ['teacher'], options=QUIET).done == ['teacher'] and len(run.table.train) == 3
 
 
 def _quiet_train(data, out):
@@ -326,6 +381,32 @@ def test_thresholds_by_precision_say_what_chose_them(tmp_path):
     data = folder(tmp_path/'data')
     run = train(data, tmp_path/'run', replace(QUICK, precision=.5))
     assert 'precision' in run.metrics('student')['chosen_on'][0] and not run.metrics('control')['chosen_on']
+
+def test_these_thresholds_are_of_the_calibrated_teacher(tmp_path):
+    run = train(folder(tmp_path/'data'), tmp_path/'run', replace(QUICK, precision=.5), ['teacher', 'student'])
+    calibrated = run.predictor('teacher').tempered(read_json(run.path/'calibration.json')['temperature'])
+    assert read_json(run.path/'pseudo/store.json')['teacher'] == calibrated.hash
+
+def own_network(dls, recipe, arm):
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, len(dls.space), 1))
+    wrapped = arm.name == 'student' and recipe.student_init == 'fresh'
+    return seg_learner(dls, net) if wrapped else Learner(dls, net, loss_func=SegLoss())
+
+@pytest.mark.parametrize('init', ['fresh', 'teacher'])
+def test_a_network_of_ones_own(tmp_path, init):
+    "Any fastai learner; its network is built again to label, and to be taken over"
+    data, r = folder(tmp_path/'data'), replace(QUICK, student_init=init)
+    run = train(data, tmp_path/'run', r, learner=own_network)
+    assert run.done == ['teacher', 'student', 'control'] and {run.metrics(a)['steps'] for a in run.done} == {2}
+    with pytest.raises(ValueError, match='a network of your own'): run.predictor('student')
+    again = train(data, tmp_path/'again', r, learner=own_network, teacher=run)
+    nets = [nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 1)) for _ in range(2)]
+    assert again.predictor('teacher', model=nets[0]).hash == run.predictor('teacher', model=nets[1]).hash
+
+def test_the_students_weights_are_looked_for_before_the_teacher_trains(tmp_path):
+    with pytest.raises(OSError, match='test_efficientnet'):
+        train(folder(tmp_path/'data'), tmp_path/'run', replace(QUICK, encoder='tf_efficientnet_lite0', student_encoder='test_efficientnet', pretrained=True))
+    assert not (tmp_path/'run').exists()
 
 def test_a_student_of_another_network(tmp_path):
     data = folder(tmp_path/'data')

@@ -138,6 +138,19 @@ def test_images_drawn_is_what_was_read(data):
     assert told.groupby('image').times.sum().to_dict() == {**dict.fromkeys(told.image, 0), **pd.Series(read).value_counts().to_dict()}
     assert set(told.stream) == {'real', 'pseudo'} and told.times.sum() == 2 * 5 * 5
 
+@pytest.mark.parametrize('workers', [0, 2])
+def test_what_cannot_be_read_was_not_drawn(data, tmp_path, workers):
+    "After an epoch it is known; the samples that stood in for it count"
+    t = copy_of(data[0], tmp_path)
+    broken(t, [0, 2])
+    dl = seg_dls(Stream(t, n=8), Stream(data[1]), crop=16, bs=(2, 1), num_workers=workers).train
+    read, create = [], dl.create_item
+    dl.create_item = lambda i: (create(i), read.append(dl.dataset.items[i].path))[0]
+    told(lambda: epoch(dl))
+    times = images_drawn(dl, 1).groupby('image').times.sum()
+    assert times[t.df.image[[0, 2]]].sum() == 0 and times.sum() == 12
+    if not workers: assert times[times > 0].to_dict() == pd.Series(read).value_counts().to_dict()
+
 # ---- what a batch holds
 
 def test_images_are_not_normalised(data):
@@ -306,6 +319,15 @@ def test_a_broken_validation_file_is_left_out(data, tmp_path, workers):
     assert torch.equal(masks, want) and len(dls.valid.skipped) == 3 and len(said) == 1
     assert len(dls.valid.items) == 13
     with pytest.raises(OSError, match='cannot be read'): list(seg_dls(Stream(data[0]), crop=16, valid=t, strict=True).valid)
+
+def test_a_broken_validation_file_moves_no_image_to_another_batch(data, tmp_path):
+    "Neither in later epochs: an interrupted training would measure other batches than one that ran through"
+    t = copy_of(data[1], tmp_path)
+    broken(t, [2])
+    valid = seg_dls(Stream(data[0]), crop=16, valid=t, valid_bs=3).valid
+    found = []
+    told(lambda: found.extend([len(b[0]) for b in valid] for _ in range(3)))
+    assert found == [[2, 3, 3, 1]] * 3
 
 def test_predictions_with_broken_files_keep_their_order(data, tmp_path):
     "get_preds asks for the order before it reads; the first time as well as later"

@@ -13,6 +13,7 @@ from fastai.optimizer import SGD, Adam, OptimWrapper
 
 import children
 from selftrain_nb.augment import strong
+from selftrain_nb.mixing import *
 from selftrain_nb.models import *
 from selftrain_nb.scenes import scenes
 from selftrain_nb.streams import *
@@ -129,6 +130,12 @@ def test_other_images_averages_and_given_settings_are_refused(table, tmp_path):
         with pytest.raises(OtherRunError, match=words): run(*args, recipe=dict(a=1, b=2))
     with pytest.raises(OtherRunError, match='recipe.b is 2 there and 3 here'): run(table, EMA(.9), recipe=dict(a=1, b=3))
     run(table, EMA(.9), recipe=dict(b=2, a=1))
+
+def test_another_mix_is_refused_beside_a_second_one(table, tmp_path):
+    fit(table, tmp_path/'a', CutMix(.5), ClassMix(.5), epochs=1)
+    for cbs, words in (((CutMix(.9), ClassMix(.5)), 'CutMix.p is 0.5 there and 0.9 here'), ((CutMix(.5), ClassMix(.5, 0)), 'ClassMix.streams'),
+                       ((CutMix(.5, (.2, .3)), ClassMix(.5)), 'CutMix.area')):
+        with pytest.raises(OtherRunError, match=words): fit(table, tmp_path/'a', *cbs, epochs=1)
 
 def test_a_damaged_state_is_named(table, tmp_path):
     fit(table, tmp_path/'a')
