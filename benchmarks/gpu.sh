@@ -6,10 +6,10 @@
 # FOLDER (results, if not given) gets selftrain.csv, step.json and gpu.log. The same command goes on where it was. Rows
 # that results/selftrain.csv has already are taken over, and are not trained again.
 #
-#     WHEELS=wheels    install these wheels first, without the network, beside the Python packages that are there
-#     DATA=.gpu/data   folder with camvid/ and idd_lite/; settings whose data are not there are left out
+#     DATA=folder      has camvid/ and idd_lite/ below it; settings whose data are not there are left out
+#     WHEELS=folder    install the wheels in it first, without the network, beside the Python packages that are there
 #     SETTINGS, SEEDS  what to train, in order of worth (camvid_eighth,scenes,camvid_12,idd_30 and 0,1,2)
-#     MINUTES=8.2      of training, counted from the start of this script; what runs then ends with its epoch and is kept
+#     MINUTES=8.2      from the start of this script; a training that runs then ends with its epoch, and is kept in RUNS
 #     PROCESSES=6      trainings side by side, which share the GPU; WORKERS=4 reading processes for each
 #     BF16=1           bfloat16, 0 for float32
 #     RUNS=runs/gpu    folder of the runs
@@ -19,7 +19,7 @@ set -u
 cd "$(dirname "$0")/.." || exit 1
 folder=${1:-results}
 mkdir -p "$folder" && folder=$(cd "$folder" && pwd) || exit 1
-runs=${RUNS:-runs/gpu} data=${DATA:-.gpu/data} seeds=${SEEDS:-0,1,2} minutes=${MINUTES:-8.2}
+runs=${RUNS:-runs/gpu} data=${DATA:-data} seeds=${SEEDS:-0,1,2} minutes=${MINUTES:-8.2}
 processes=${PROCESSES:-6} workers=${WORKERS:-4} bf16=${BF16:-1} more=${MORE:-}
 python=$(command -v python3 || command -v python)
 export OMP_NUM_THREADS=1 MPLBACKEND=agg PYTHONUNBUFFERED=1 PYTHONWARNINGS=ignore

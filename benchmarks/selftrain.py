@@ -88,7 +88,7 @@ class Deadline(Callback):
     order, until = 90, math.inf
 
     def after_epoch(self):
-        if time.time() > Deadline.until and self.epoch + 1 < self.n_epoch: raise OutOfTime()
+        if time.time() > Deadline.until and self.epoch + 1 < self.n_epoch: raise OutOfTime('the time is over')
 
 
 @dataclass
@@ -147,7 +147,7 @@ def do_job(work, name, seed):
     with folder_lock(path, '.job'):
         table = few_labels(SETTINGS[name], work.data, seed)
         for arm in arms:
-            if time.time() > Deadline.until: raise OutOfTime()
+            if time.time() > Deadline.until: raise OutOfTime('the time is over')
             run = self_train(table, path, recipe, [arm], cbs=[Deadline()], options=work.options)
             for a in run.done: update_table(work, _line(work, name, run, a))
             say(f'{name} seed {seed}: {arm} done')

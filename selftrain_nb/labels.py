@@ -140,7 +140,8 @@ def _unknown(bad, remap, path):
     if bad == [255]: hint = 'Is it a mask of 0 and 255? Then read it with Remap.binary(). '
     ids = f'unknown id{"s" * (len(bad) > 1)} {", ".join(map(str, bad[:8]))}{", …" * (len(bad) > 8)}'
     return ValueError(f'{path}: {ids}; the remap knows {sorted(remap.ids)[:40]}. {hint}'
-                      'Correct the file, or give its ids a class or void (255) in the remap')
+                      'Correct the file, or give its ids a class or void (255) in the remap '
+                      f'(in codes.txt: "{bad[0]} void", or a name)')
 
 @patch
 def __call__(self:Remap,
@@ -194,7 +195,8 @@ def from_dict(cls:Remap, d):
 def _no_colours(a, remap, path):
     "A colour file without a colour table: a grey file saved as RGB, or an error"
     if (a == a[..., :1]).all(): return remap(a[..., 0], path)
-    raise ValueError(f'{path}: a colour label needs a colour table, Remap(colours={{(r, g, b): class id}})')
+    raise ValueError(f'{path}: a colour label needs a colour table, Remap(colours={{(r, g, b): class id}}), '
+                     'or codes.txt with a line "name r g b" for each class')
 
 @patch
 def decode_rgb(self:Remap,
@@ -224,7 +226,7 @@ def _flat(im, colours):
         if varies(alpha.getextrema()) and not any(map(varies, plain.getextrema())): return alpha
         return plain if colours or im.mode == 'RGBA' else im.getchannel(0)
     odd = im.mode in ('CMYK', 'YCbCr', 'LAB', 'HSV', 'RGBX', 'RGBa')
-    return im.convert('RGB') if odd or im.mode == 'L' and colours else im
+    return im.convert('RGB') if odd or im.mode in ('1', 'L') and colours else im
 
 def _by_palette(im, remap):
     "A remap for the indices of a palette file, if all colours that occur in it are known; else the remap as it is"
@@ -236,7 +238,11 @@ def _by_palette(im, remap):
     if grey or not all(c in remap.colours for c in used.values()): return remap
     return Remap({**{i: remap.colours[c] for i, c in used.items()}, **dict.fromkeys(void, VOID)})
 
-# %% ../nbs/00_labels.ipynb #cf8b0c46
+# %% ../nbs/00_labels.ipynb #dae6c61c
+def _one_bit(a, remap):
+    "Black and white as 0 and 1, or as 0 and 255 where the remap knows these"
+    return a.astype(np.uint8) * (255 if 1 not in remap.ids and 255 in {*remap.ids, *sum(remap.colours, ())} else 1)
+
 def _ids(path, remap=None):
     "The pixels of a label file as (H, W) ids or (H, W, 3) colours, and the remap that reads them"
     remap = remap or Remap()
@@ -248,7 +254,7 @@ def _ids(path, remap=None):
         a = np.asarray(turn_upright(_flat(im, bool(remap.colours and not remap.ids)), turn))
     if a.dtype.kind == 'f' or a.dtype.kind == 'i' and a.min(initial=0) < 0:
         raise ValueError(f'{path}: a label holds ids from 0 to 65535, not {a.dtype} values; save it as 8-bit PNG')
-    return (a.astype(np.uint8) if a.dtype == bool else a), remap
+    return (_one_bit(a, remap) if a.dtype == bool else a), remap
 
 # %% ../nbs/00_labels.ipynb #7b84cb48
 def keep_confident(

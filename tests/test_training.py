@@ -133,7 +133,8 @@ def test_other_images_averages_and_given_settings_are_refused(table, tmp_path):
 
 def test_another_mix_is_refused_beside_a_second_one(table, tmp_path):
     fit(table, tmp_path/'a', CutMix(.5), ClassMix(.5), epochs=1)
-    for cbs, words in (((CutMix(.9), ClassMix(.5)), 'CutMix.p is 0.5 there and 0.9 here'), ((CutMix(.5), ClassMix(.5, 0)), 'ClassMix.streams'),
+    for cbs, words in (((CutMix(.9), ClassMix(.5)), 'CutMix.p is 0.5 there and 0.9 here'),
+                       ((CutMix(.5), ClassMix(.5, 0)), 'ClassMix.streams'),
                        ((CutMix(.5, (.2, .3)), ClassMix(.5)), 'CutMix.area')):
         with pytest.raises(OtherRunError, match=words): fit(table, tmp_path/'a', *cbs, epochs=1)
 
