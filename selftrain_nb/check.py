@@ -83,6 +83,7 @@ def _few_classes(c, space):
     return (f'no training label has a pixel of {_names(space, absent)}: all are {_names(space, there)}, '
             f'and {share:.0%} of the pixels are void. {cause}')
 
+# %% ../nbs/02_check.ipynb #2a1b722d
 def _unmeasured(c):
     "What is wrong when the validation labels hold no class"
     if not len(rows := c.table.val.labelled) or c.counts['val'].any() or not c.void['val']: return ''

@@ -7,8 +7,9 @@ __all__ = ['SAMPLERS', 'LABELS', 'TRIES', 'MORE', 'Stream', 'StreamPlan', 'Strea
            'class_exposure', 'Item', 'TensorStream', 'TensorConfidence', 'TensorSoft', 'TensorClasses', 'SegDL',
            'seg_block']
 
-# %% ../nbs/12_streams.ipynb #1464ca49
+# %% ../nbs/12_streams.ipynb #3fcb1742
 from dataclasses import dataclass, replace
+import os
 import numpy as np, pandas as pd, torch
 from PIL import Image
 from fastcore.basics import patch
@@ -262,6 +263,19 @@ def _check_streams(streams):
     unique = [name if name not in names[:k] else f'{name} {k + 1}' for k, name in enumerate(names)]
     return tuple(replace(s, name=name) for s, name in zip(streams, unique))
 
+# %% ../nbs/12_streams.ipynb #f28a4de9
+def _check_held(streams):
+    "ValueError where a stream would train on images that another one's table keeps for validation or test"
+    held = {p for s in streams for p in s.table.df.image[s.table.df.split != 'train']}
+    names = {os.path.basename(p) for p in held}
+    for s in streams if names else ():
+        near = [p for p in s.rows.df.image if os.path.basename(p) in names] if s.split == 'train' else []
+        real = {os.path.realpath(q) for q in held} if near else set()
+        bad = [p for p in near if os.path.realpath(p) in real]
+        if not bad: continue
+        raise ValueError(f'{len(bad)} images of stream {s.name} are for validation or test; the first: {bad[0]}. '
+                         'Add the tables, so that each image keeps its split: Stream((table + pseudo).pseudo)')
+
 def _check_bs(bs, n):
     bs = tuple(bs) if isinstance(bs, (tuple, list)) else (bs,) * n
     if not all(_is_int(b, 1) for b in bs): raise ValueError(f'bs={bs}: must be whole numbers, 1 or more')
@@ -355,6 +369,7 @@ def seg_dls(
     strict, shard = more.pop('strict'), more.pop('shard')
     _check_rest(seed, shard, valid_bs, num_workers)
     streams = _check_streams(streams)
+    _check_held(streams)
     bs, rows = _check_bs(bs, len(streams)), _valid_rows(valid, streams[0])
     plan = _stream_plan(streams, _check_crop(crop, streams[0].rows, size), bs, size, seed, shard, strict)
     return _dataloaders(plan, rows, size, strict, valid_bs or bs[0], num_workers=num_workers, **more)

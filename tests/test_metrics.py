@@ -1,4 +1,5 @@
 "Properties of the confusion matrix, boundary IoU, scores and their fastai metrics."
+
 import json, pickle
 from types import SimpleNamespace
 
@@ -7,7 +8,18 @@ from hypothesis import given, settings, strategies as st
 from hypothesis.extra import numpy as hnp
 from fastai.torch_core import TensorMask
 
-from selftrain_nb.metrics import BoundaryIoU, ClassIoU, ConfusionMatrix, PixelAccuracy, Scores, _pairs, _window, class_iou, mIoU, seg_metrics
+from selftrain_nb.metrics import (
+    BoundaryIoU,
+    ClassIoU,
+    ConfusionMatrix,
+    PixelAccuracy,
+    Scores,
+    _pairs,
+    _window,
+    class_iou,
+    mIoU,
+    seg_metrics,
+)
 
 VOID = 255
 
@@ -23,7 +35,8 @@ def cases(draw, dims=(1, 3), most=254, side=6):
     return n, pred.astype(dtype), targ.astype(dtype)
 
 
-def sets(of, where, n): return [{i for i in where if of[i] == c} for c in range(n)]
+def sets(of, where, n):
+    return [{i for i in where if of[i] == c} for c in range(n)]
 
 
 def mean(iou):
@@ -34,8 +47,8 @@ def mean(iou):
 def brute(pred, targ, n):
     "IoU of each class of the truth and accuracy, by the definition, with sets of pixels"
     seen = [i for i in np.ndindex(targ.shape) if targ[i] != VOID]
-    iou = [len(t & p)/len(t | p) if t else np.nan for t, p in zip(sets(targ, seen, n), sets(pred, seen, n))]
-    return iou, sum(pred[i] == targ[i] for i in seen)/len(seen) if seen else np.nan
+    iou = [len(t & p) / len(t | p) if t else np.nan for t, p in zip(sets(targ, seen, n), sets(pred, seen, n))]
+    return iou, sum(pred[i] == targ[i] for i in seen) / len(seen) if seen else np.nan
 
 
 @given(cases())
@@ -49,14 +62,18 @@ def test_equals_brute_force(case):
 
 
 def brute_boundary(pred, targ, n, d):
-    "Boundary IoU by its definition: pixels of a mask within d (in a square) of a pixel of another class, or of the outside"
+    """Boundary IoU by its definition: pixels of a mask within d (in a square) of a pixel of another class, or of
+    the outside"""
     (H, W), inside = targ.shape, [i for i in np.ndindex(targ.shape) if targ[i] != VOID]
+
     def near(ids, y, x):
-        window = [(a, b) for a in range(y-d, y+d+1) for b in range(x-d, x+d+1)]
-        if any(not (0 <= a < H and 0 <= b < W) for a, b in window): return True
+        window = [(a, b) for a in range(y - d, y + d + 1) for b in range(x - d, x + d + 1)]
+        if any(not (0 <= a < H and 0 <= b < W) for a, b in window):
+            return True
         return any(targ[i] != VOID and ids[i] != ids[y, x] for i in window)
+
     t, p = (sets(ids, [i for i in inside if near(ids, *i)], n) for ids in (targ, pred))
-    return [len(a & b)/len(a | b) if a else np.nan for a, b in zip(t, p)]
+    return [len(a & b) / len(a | b) if a else np.nan for a, b in zip(t, p)]
 
 
 @given(cases(dims=(2, 2), most=6, side=9), st.integers(1, 2))
@@ -64,7 +81,7 @@ def brute_boundary(pred, targ, n, d):
 def test_boundary_equals_brute_force(case, d):
     n, pred, targ = case
     pred = np.where(targ == VOID, 200, pred)  # predictions on void are not looked at
-    got = BoundaryIoU(n, width=d/np.hypot(*targ.shape)).update(pred, targ)
+    got = BoundaryIoU(n, width=d / np.hypot(*targ.shape)).update(pred, targ)
     iou = brute_boundary(pred, targ, n, d)
     np.testing.assert_allclose(got.iou, iou, rtol=1e-12)
     np.testing.assert_allclose(got.miou, mean(iou), rtol=1e-12)
@@ -75,7 +92,8 @@ def test_boundary_equals_brute_force(case, d):
 def test_a_perfect_prediction_scores_one_and_a_wrong_one_less(case):
     n, pred, targ = case
     perfect = Scores(n).update(np.where(targ == VOID, 0, targ), targ)
-    for value in (perfect.miou, perfect.biou, perfect.acc): assert value == 1 or np.isnan(value)
+    for value in (perfect.miou, perfect.biou, perfect.acc):
+        assert value == 1 or np.isnan(value)
     wrong = Scores(n).update(pred, targ)
     assert not wrong.acc > 1 and (wrong.acc == 1 or np.isnan(wrong.acc) or wrong.miou < 1)
 
@@ -84,21 +102,25 @@ def test_a_perfect_prediction_scores_one_and_a_wrong_one_less(case):
 @settings(deadline=None, max_examples=80)
 def test_the_window_filters_equal_those_of_scipy(x, d):
     from scipy.ndimage import maximum_filter, minimum_filter
+
     for op, other in ((np.minimum, minimum_filter), (np.maximum, maximum_filter)):
-        np.testing.assert_array_equal(_window(op, x, d), other(x, 2*d + 1, mode='nearest'))
+        np.testing.assert_array_equal(_window(op, x, d), other(x, 2 * d + 1, mode='nearest'))
 
 
 def test_boundary_agrees_with_the_erosion_of_the_authors_code():
     from scipy.ndimage import binary_erosion
+
     rng = np.random.default_rng(0)
     targ, pred = (rng.integers(0, 3, (12, 16)).repeat(5, 0).repeat(5, 1) for _ in range(2))
-    d = max(1, round(.02*np.hypot(*targ.shape)))
+    d = max(1, round(0.02 * np.hypot(*targ.shape)))
+
     def boundary(mask):  # mask_to_boundary of the boundary-iou-api: pad with zeros, erode d times with a 3x3 square
         padded = np.pad(mask, 1)
         return mask & ~binary_erosion(padded, np.ones((3, 3)), iterations=d)[1:-1, 1:-1]
+
     for c, iou in enumerate(BoundaryIoU(3).update(pred, targ).iou):
         t, p = boundary(targ == c), boundary(pred == c)
-        assert iou == (t & p).sum()/(t | p).sum()
+        assert iou == (t & p).sum() / (t | p).sum()
 
 
 def test_the_classes_of_a_mean_are_those_of_the_truth():
@@ -106,8 +128,8 @@ def test_the_classes_of_a_mean_are_those_of_the_truth():
     truth = np.repeat([0, 0, 1, 1], 8)
     one, two = (ConfusionMatrix(3).update(np.r_[truth[:-1], c], truth) for c in (0, 2))
     assert one.acc == two.acc and np.isnan(two.iou[2])
-    np.testing.assert_allclose(two.iou[:2], [1, 15/16])
-    assert two.miou == np.mean([1, 15/16]) and one.miou == np.mean([16/17, 15/16])
+    np.testing.assert_allclose(two.iou[:2], [1, 15 / 16])
+    assert two.miou == np.mean([1, 15 / 16]) and one.miou == np.mean([16 / 17, 15 / 16])
     flat = truth.reshape(4, 8)
     stray = flat.copy()
     stray[3, 4] = 2
@@ -135,12 +157,23 @@ def test_scores_of_images_add_up_to_those_of_the_batch(case):
 
 
 @pytest.mark.parametrize('make', [ConfusionMatrix, BoundaryIoU, Scores])
-@pytest.mark.parametrize('pred,targ,says', [
-    (3, 0, 'pred holds id 3'), (0, 3, 'targ holds id 3'), (0, 254, 'targ holds id 254'), (255, 0, 'pred holds id 255'),
-    (-1, 0, 'from -1'), (0, -100, 'from -100'), (256, 0, 'outside 0..255'), (0.5, 0, 'integer class ids')])
+@pytest.mark.parametrize(
+    'pred,targ,says',
+    [
+        (3, 0, 'pred holds id 3'),
+        (0, 3, 'targ holds id 3'),
+        (0, 254, 'targ holds id 254'),
+        (255, 0, 'pred holds id 255'),
+        (-1, 0, 'from -1'),
+        (0, -100, 'from -100'),
+        (256, 0, 'outside 0..255'),
+        (0.5, 0, 'integer class ids'),
+    ],
+)
 def test_refuses_and_counts_nothing(make, pred, targ, says):
     counts = make(3)
-    with pytest.raises(ValueError, match=says): counts.update(np.array([[0, pred]]), np.array([[0, targ]]))
+    with pytest.raises(ValueError, match=says):
+        counts.update(np.array([[0, pred]]), np.array([[0, targ]]))
     assert np.isnan(counts.miou)
 
 
@@ -154,14 +187,19 @@ def test_empty_and_bad_sizes():
     assert np.isnan(ConfusionMatrix(2).update(empty, empty).miou)
     for make in (ConfusionMatrix, BoundaryIoU, Scores):
         for n in (0, 255):
-            with pytest.raises(ValueError, match='classes'): make(n)
-        with pytest.raises(ValueError, match='shape'): make(2).update(np.zeros((2, 3), int), np.zeros((3, 2), int))
-    with pytest.raises(ValueError, match='names'): class_iou(ConfusionMatrix(2), ['a'])
-    with pytest.raises(ValueError, match='another width'): BoundaryIoU(2) + BoundaryIoU(2, .01)
+            with pytest.raises(ValueError, match='classes'):
+                make(n)
+        with pytest.raises(ValueError, match='shape'):
+            make(2).update(np.zeros((2, 3), int), np.zeros((3, 2), int))
+    with pytest.raises(ValueError, match='names'):
+        class_iou(ConfusionMatrix(2), ['a'])
+    with pytest.raises(ValueError, match='another width'):
+        BoundaryIoU(2) + BoundaryIoU(2, 0.01)
 
 
 def test_a_matrix_of_many_classes_is_drawn_in_a_figure_of_bounded_size():
     import matplotlib.pyplot as plt
+
     cm = ConfusionMatrix(254).update(np.arange(254), np.arange(254))
     ax = cm.show()
     assert max(ax.figure.get_size_inches()) < 50
@@ -171,10 +209,12 @@ def test_a_matrix_of_many_classes_is_drawn_in_a_figure_of_bounded_size():
 
 
 def _pass(metrics, batches, before=()):
-    for m in metrics: m.reset()
+    for m in metrics:
+        m.reset()
     for p, t in batches:
         learn = SimpleNamespace(pred=p, yb=(*before, t))
-        for m in metrics: m.accumulate(learn)
+        for m in metrics:
+            m.accumulate(learn)
     return {m.name: m.value for m in metrics}
 
 
@@ -188,7 +228,7 @@ def test_shared_metrics_count_a_batch_once_and_equal_lone_ones():
     family = seg_metrics(names, per_class=True)
     lone = [mIoU(), PixelAccuracy()] + [ClassIoU(c, names) for c in names]
     assert _pass(family, batches) == _pass(lone, batches)
-    assert family[0].shared.cm.matrix.sum() == 7*30
+    assert family[0].shared.cm.matrix.sum() == 7 * 30
     assert [m.name for m in family] == ['miou', 'acc'] + [f'iou_{c}' for c in names]
 
 
@@ -208,14 +248,20 @@ def test_in_a_learner_the_column_equals_everything_predicted_at_once():
     from fastai.learner import Learner
     from fastai.data.core import DataLoader, DataLoaders
     from fastai.losses import CrossEntropyLossFlat
+
     torch.manual_seed(0)
     ys = torch.randint(0, 3, (8, 16, 16))
-    xs = torch.nn.functional.one_hot(ys, 3).permute(0, 3, 1, 2) + .4*torch.randn(8, 3, 16, 16)
+    xs = torch.nn.functional.one_hot(ys, 3).permute(0, 3, 1, 2) + 0.4 * torch.randn(8, 3, 16, 16)
     ys[:, :2] = VOID
     dl = DataLoader(list(zip(xs, ys)), bs=3)
-    learn = Learner(DataLoaders(dl, dl), torch.nn.Conv2d(3, 3, 1), metrics=seg_metrics(3, True),
-                    loss_func=CrossEntropyLossFlat(axis=1, ignore_index=VOID))
-    with learn.no_logging(): learn.fit(3, lr=.1)
+    learn = Learner(
+        DataLoaders(dl, dl),
+        torch.nn.Conv2d(3, 3, 1),
+        metrics=seg_metrics(3, True),
+        loss_func=CrossEntropyLossFlat(axis=1, ignore_index=VOID),
+    )
+    with learn.no_logging():
+        learn.fit(3, lr=0.1)
     cm = ConfusionMatrix(3).update(learn.model(xs).argmax(1), ys)
     np.testing.assert_allclose(learn.recorder.values[-1][2:], [cm.miou, cm.acc, *cm.iou], rtol=1e-12)
 
@@ -229,7 +275,7 @@ def _rank(rank, init, out):
 
 def test_two_processes_show_the_sum(tmp_path):
     torch.multiprocessing.spawn(_rank, (f'file://{tmp_path}/init', str(tmp_path)), nprocs=2)
-    ranks = [torch.load(tmp_path/f'{r}.pt') for r in range(2)]
+    ranks = [torch.load(tmp_path / f'{r}.pt') for r in range(2)]
     assert ranks[0] == ranks[1] == _pass(seg_metrics(4), _batches())
 
 
