@@ -450,7 +450,7 @@ POINTS = ['claim', 'write.temp:2', 'write.temp:7', 'write.temp:16', 'write.temp:
           'write.replace:24', 'train.checkpoint:1', 'train.checkpoint:3', 'train.checkpoint:5', 'train.weights:1',
           'train.weights:2',
           'train.weights:3', 'train.metrics:1', 'train.metrics:2', 'label.files:1', 'label.manifest:1',
-          'index.journal:1', 'index.save:2']
+          'index.journal:1', 'index.save:1']
 
 
 def whole(cities, out): move(cities, out, STOPPED, arms=ARMS)
