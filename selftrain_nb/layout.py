@@ -108,10 +108,10 @@ def image_keys(
     many = Counter(keys.values())
     return {keys[n] if many[keys[n]] == 1 else n: p for n, p in files.items()}
 
-# %% ../nbs/85_layout.ipynb #b3ad7dbe
+# %% ../nbs/85_layout.ipynb #a0878407
 SPLITS = 'train', 'val', 'test'
 _SPLIT_NAMES = dict(
-    train='train training trainset labelled labeled', val='val valid validation validate',
+    train='train training trainset labelled labeled', val='val valid validation validate eval evaluation',
     test='test testing testset', unlabelled='unlabelled unlabeled')
 SPLIT_OF = {n: s for s, names in _SPLIT_NAMES.items() for n in names.split()}
 _IMAGES = 'images imgs image img jpegimages leftimg8bit photos pictures frames rgb'.split()
@@ -121,7 +121,8 @@ _LABELS = ('labels label masks mask annotations annotation annot annots gt gtfin
 def _any(names): return '|'.join(sorted(names, key=len, reverse=True))
 
 _SPLIT, _ROLE = f'(?P<split>{_any(SPLIT_OF)})', f'(?P<role>{_any(_IMAGES + _LABELS)})'
-_NAMES = [re.compile(p, re.I) for p in (rf'{_SPLIT}?[\W_]*{_ROLE}?', rf'{_ROLE}[\W_]+{_SPLIT}')]
+_TAIL = r'(?:[\W_]?(?:set|split|\d{4}))?'  # val_set, val2017
+_NAMES = [re.compile(p, re.I) for p in (rf'(?:{_SPLIT}{_TAIL})?[\W_]*{_ROLE}?', rf'{_ROLE}[\W_]+{_SPLIT}{_TAIL}')]
 
 @lru_cache(10_000)
 def name_meaning(

@@ -498,3 +498,11 @@ def test_groups(tmp_path):
     with pytest.raises(ValueError, match=r"does not fit 1 names: val/lyon/c_0"): read(group=r'([a-z]\d)_')
     for bad in ('(', 'x', '(a)(b)'):
         with pytest.raises(ValueError, match='group='): read(group=bad)
+
+
+@pytest.mark.parametrize('folder,split', [('val2017', 'val'), ('val_set', 'val'), ('Eval', 'val'), ('test2015', 'test'),
+                                          ('train_set', 'train'), ('values', ''), ('testimony', ''), ('valley', '')])
+def test_names_of_split_folders(folder, split):
+    "A year or the word set behind a split's name does not hide it; longer words are no splits"
+    from selftrain_nb.layout import name_meaning
+    assert name_meaning(folder)[0] == split
