@@ -36,13 +36,15 @@ def split(self:SegTable,
     "The rows of one split"
     return self[self.df.split == name]
 
-# %% ../nbs/01_table.ipynb #dedbb015
+# %% ../nbs/01_table.ipynb #33a3e119
+def _printable(text): return text.encode('utf-8', 'replace').decode()  # a name that is not UTF-8
+
 def _show_row(table, i, ax):
     "Draw a row, or say that it cannot be read"
     r = table.df.iloc[i]
-    title = ' · '.join(filter(None, [r.kind if r.label else 'no label', r.group[-20:]]))
+    title = _printable(' · '.join(filter(None, [r.kind if r.label else 'no label', r.group[-20:]])))
     try: show_image_mask(table.image(i), table.mask(i) if r.label else None, table.space, ax, title=title)
-    except (OSError, ValueError): ax.set_title(f'{Path(r.image).name[-20:]} cannot be read', fontsize=8)
+    except (OSError, ValueError): ax.set_title(_printable(f'{Path(r.image).name[-20:]} cannot be read'), fontsize=8)
 
 @patch
 def show(self:SegTable,
