@@ -17,6 +17,7 @@ from .table import *
 from .streams import *
 from .mixing import *
 from .training import *
+from .models import *
 from .ema import *
 from .checkpoint import *
 from .crops import *
@@ -26,8 +27,8 @@ from .recipe import *
 from fastai.callback.core import Callback
 from fastai.torch_core import default_device
 
-# %% ../nbs/27_arms.ipynb #0b5da446
-ARMS = 'teacher', 'student', 'control', 'full'
+# %% ../nbs/27_arms.ipynb #fb8b2713
+ARMS = 'teacher', 'student', 'control', 'online', 'full'
 
 @dataclass
 class Arm:
@@ -45,7 +46,7 @@ class Arm:
     @property
     def n_real(self): return len({p for s in self.streams for p in s.rows.real.df.image})
     @property
-    def n_pseudo(self): return len({p for s in self.streams for p in s.rows.pseudo.df.image})
+    def n_pseudo(self): return len({p for s in self.streams for p in s.rows.df.image[s.rows.df.kind != 'real']})
 
 # %% ../nbs/27_arms.ipynb #debda2e8
 @patch
@@ -64,10 +65,12 @@ def arm(self:Recipe,
     n, again = self.epoch_samples(table), dict(strong=True, weight=self.pseudo_weight)
     first = self.stream(table.revealed if name == 'full' else table, n=n)
     (t, s), own, student = self.epochs, (self.encoder, self.arch), self.student_network
-    init = init if self.student_init == 'teacher' and student == own else None
+    again_from = self.student_init == 'teacher' or name == 'online'
+    init = init if again_from and student == own else None
     if name == 'teacher': return Arm(name, [first], t, own, averaged=False)
     if name == 'full': return Arm(name, [first], t + s, own)
     if name == 'control': second = self.stream(table, name='control', **again)
+    elif name == 'online': second = self.stream(table.unlabelled, weight=self.pseudo_weight)
     else: second = self.stream(pseudo, labels=self.pseudo_labels, **again)
     return Arm(name, [first, second], s, student, init)
 
@@ -133,6 +136,8 @@ def callbacks(self:Trainer, arm):
         r.schedule != 'constant' and CropSchedule(r.schedule),
         r.cutmix and on and CutMix(r.cutmix, streams=on),
         r.classmix and on and ClassMix(r.classmix, streams=on),
+        arm.name == 'online' and MeanTeacher(r.online_conf, self.recipe.augments()[1], views=r.online_views),
+        r.norm == 'weak' and len(arm.streams) > 1 and WeakNorm(),
         r.ema and arm.averaged and EMA(r.ema),
         r.valid_every > 1 and ValidEvery(r.valid_every)]
     more = self.cbs(arm) if callable(self.cbs) else deepcopy(self.cbs or [])

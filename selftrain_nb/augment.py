@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['GREY', 'SCALE', 'weak', 'strong', 'crop_box', 'cut', 'random_crop', 'Augment', 'OwnAugment', 'as_augment']
 
-# %% ../nbs/10_augment.ipynb #520b910e
-import numpy as np
+# %% ../nbs/10_augment.ipynb #7af49b17
+import numpy as np, torch
 from dataclasses import dataclass, asdict, replace
 from PIL import Image, ImageFilter
 from torchvision.transforms.v2 import functional as TF
@@ -90,8 +90,12 @@ def _photometric(im, rng, a):
     "The changes of an `Augment` that leave every pixel where it is"
     if (a.colour or a.hue) and rng.random() < .8: im = _recolour(im, rng, a.colour, a.hue)
     if rng.random() < a.grey: im = TF.rgb_to_grayscale(im, num_output_channels=3)
-    if rng.random() < a.blur: im = im.filter(ImageFilter.GaussianBlur(rng.uniform(.1, 2.)))
+    if rng.random() < a.blur: im = _blurred(im, rng.uniform(.1, 2.))
     return im
+
+def _blurred(im, radius):
+    if isinstance(im, Image.Image): return im.filter(ImageFilter.GaussianBlur(radius))
+    return TF.gaussian_blur(im, 2 * int(np.ceil(2 * radius)) + 1, radius)
 
 # %% ../nbs/10_augment.ipynb #16b3a595
 def _cut_out(image, labels, rng):
@@ -186,6 +190,15 @@ def describe(self:Augment) -> str:
     differs = dict(weak=other(weak), strong=other(strong))
     name = min(differs, key=lambda n: len(differs[n]))
     return ' '.join([name, *[f'{k}={mine[k]}' for k in differs[name]]])
+
+# %% ../nbs/10_augment.ipynb #0445399c
+@patch
+def photometric(self:Augment,
+    images, # (B, 3, H, W) floats from 0 to 1, on any device
+    rng, # numpy Generator
+) -> torch.Tensor: # of the same shape
+    "The changes of colour and the blur alone, of a batch: every pixel stays where it is"
+    return torch.stack([_photometric(im, rng, self) for im in images.as_subclass(torch.Tensor)])
 
 # %% ../nbs/10_augment.ipynb #99bcd804
 @dataclass(frozen=True)

@@ -58,7 +58,8 @@ def verdict(
     miou, # dict {arm: mIoU in percent} of the arms that were trained
 ) -> list: # sentences
     "What a run shows and what it does not, in plain sentences"
-    t, s, c, f = (None if miou.get(a) is None or miou[a] != miou[a] else miou[a] for a in ARMS)
+    t, s, c, f = (None if miou.get(a) is None or miou[a] != miou[a] else miou[a]
+                  for a in ('teacher', 'student', 'control', 'full'))
     if t is None:
         return ['Nothing has been measured: no network is trained yet, or no validation or test image has a label.']
     if s is None: return [f'The teacher reaches {t:.1f} mIoU. There is no student yet, so self-training shows nothing.']

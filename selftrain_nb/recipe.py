@@ -63,6 +63,8 @@ class _Labelling(_Streams):
     adjust: bool = False  # the teacher labels with logit adjustment, as if it had been trained without class weights
     scales: tuple = (1.,)  # sizes at which the teacher looks at an image, averaged
     window: tuple = None  # height and width of a sliding window when labelling; the whole image at once if not given
+    online_conf: float = .95  # the arm online: labels of its teacher below this confidence are void
+    online_views: int = 1  # the arm online: strong views of each unlabelled image in a batch
 
 # %% ../nbs/26_recipe.ipynb #2367d168
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ class Recipe(_Labelling):
     weight_power: float = .5  # class weights: frequency to the power of minus this; 0: none
     ema: float = .99  # decay of the moving average of the weights of student, control and full; 0: none
     schedule: str|tuple = 'constant'  # of the crop size: constant, coarse2fine, fine2coarse, coarse2fine+, fine2coarse+
+    norm: str = 'all'  # batch statistics of all streams together, or of the first stream's weak views only: all, weak
     student_init: str = 'fresh'  # student and control start fresh (as the teacher did), or from the teacher
     rounds: int = 1  # how often a student becomes the teacher of the next round, as long as it gains
     valid_every: int = 1  # validate each so many epochs, and after the last
@@ -83,9 +86,9 @@ class Recipe(_Labelling):
 # %% ../nbs/26_recipe.ipynb #919bd6ee
 _RANGES = dict(bs=(1, 65536), n=(0, 2**40), ratio=(0, 1000), cutmix=(0, 1), classmix=(0, 1), p=(0, 1), tile=(0, 2**20),
                pseudo_weight=(0, 1e6), share=(0, 1), best=(0, 1), precision=(0, 1), lr=(0, 10), wd=(0, 10),
-               weight_power=(0, 2), ema=(0, .99999), rounds=(1, 99), valid_every=(1, 2**31), seed=(0, 2**32 - 1))
+               weight_power=(0, 2), online_conf=(0, 1), online_views=(1, 9), ema=(0, .99999), rounds=(1, 99), valid_every=(1, 2**31), seed=(0, 2**32 - 1))
 _CHOICES = dict(sampler=('random', 'centroid'), pseudo_labels=('hard', 'weighted', 'soft'),
-                student_init=('fresh', 'teacher'))
+                student_init=('fresh', 'teacher'), norm=('all', 'weak'))
 _ABOVE_ZERO = 'share', 'best', 'lr', 'ratio'
 
 def _check_number(name, v, whole):

@@ -210,6 +210,12 @@ def _look_again(path, table, config, unusable):
     for k in ('trained.csv', 'measured.csv'): (path/k).unlink(missing_ok=True)
     write_json(path/'config.json', config)
 
+def _add_fields(path, recipe):
+    "A run that began before a field of the recipe existed had its default"
+    old, base = read_json(path/'config.json'), type(recipe)().to_dict()
+    new = {k: v for k, v in base.items() if k not in old and 'version' in old}
+    if new: write_json(path/'config.json', {**old, **new})
+
 # %% ../nbs/94_runs.ipynb #bb1fde3f
 @contextmanager
 def claimed(
@@ -224,6 +230,7 @@ def claimed(
     path = Path(path)
     with folder_lock(path):
         if (path/'config.json').exists():
+            _add_fields(path, recipe)
             if options.refresh: _look_again(path, table, config, unusable)
             config = _remeasure(path, table, recipe, config)
         claim_folder(path, 'config.json', config, words=_WORDS)

@@ -59,9 +59,10 @@ def _check_arms(table, recipe, arms):
     unknown = [a for a in arms if a not in ARMS]
     if unknown: raise ValueError(f'no arm {", ".join(map(str, unknown))}: choose of {", ".join(ARMS)}')
     if not len(table.train.real): raise ValueError(f'no labelled training image in {table}: a teacher needs some')
-    if 'student' in arms and not len(table.train.unlabelled):
+    if {'student', 'online'} & {*arms} and not len(table.train.unlabelled):
         raise ValueError(f'no unlabelled training image in {table}: add some, `table + seg_folder(...)`, '
                          'hide labels with `keep_labels`, or leave the student out: arms=["teacher"]')
+    if 'online' in arms and not recipe.ema: raise ValueError('ema=0: the teacher of the arm online is an average')
     if 'full' in arms and not len(table.train.unlabelled.df.query('truth != ""')):
         raise ValueError('the arm full needs hidden labels (see `SegTable.keep_labels`); there are none')
     for what, on in dict(precision=recipe.precision, rounds=recipe.rounds > 1).items():
@@ -83,7 +84,7 @@ def _check_weights(table, recipe, arms, teacher):
     "OSError or ValueError where the pretrained weights of an encoder cannot be had"
     own, student = (recipe.encoder, recipe.arch), recipe.student_network
     needed = {own: not teacher or 'full' in arms}
-    needed[student] = needed.get(student) or bool({'student', 'control'} & {*arms})
+    needed[student] = needed.get(student) or bool({'student', 'control', 'online'} & {*arms})
     for network, on in needed.items():
         if on: seg_model(len(table.space), *network, recipe.pretrained)
 
@@ -120,7 +121,7 @@ def _more_rounds(first, arms, table, trainer):
         claim_folder(run.path, 'config.json', {**first.config, 'round': k})
         table.save(run.path/'table.csv')
         hand_over(last, 'student', run, trainer)
-        _arms(run, [a for a in arms if a != 'full'], table, trainer)
+        _arms(run, [a for a in arms if a not in ('online', 'full')], table, trainer)
         last = run
 
 # %% ../nbs/28_selftrain.ipynb #d6c9a3b4

@@ -1,0 +1,212 @@
+"""What the tables of trained models share: settings, jobs that resume, processes that share them, rows, a summary
+
+A table is a list of jobs for each setting and seed. A job is a change of the recipe and the arms to train with it. Each
+job has a folder of its own below --out, and goes on there where it was stopped. The table is written again after each
+arm. Several processes may share the work (--processes, or the same command in several terminals).
+"""
+import os
+os.environ.setdefault('OMP_NUM_THREADS', '1')
+import math, subprocess, sys, time, traceback
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pandas as pd, torch
+from fastai.callback.core import Callback
+from filelock import FileLock
+from selftrain_nb.files import atomic_write, folder_lock, say
+from selftrain_nb.public import camvid, idd_lite
+from selftrain_nb.scenes import scenes
+from selftrain_nb.selftrain import ARMS, Options, Recipe, Run, result_rows, self_train
+from selftrain_nb.table import SegTable
+
+SHOWN = 'teacher', 'control', 'student', 'online', 'full'  # order of the rows
+HEAD = 'data labels change arm seed split miou biou acc steps seconds device n_real n_pseudo recipe'.split()
+
+
+@dataclass(frozen=True)
+class Setting:
+    "Which labels are kept of what, and the height and width of images and crops"
+    data: str  # folder below --data; '' for scenes
+    labels: float  # a number, or a share below 1; 0 for all
+    by: str  # 'group': whole stretches of video, drives, streets; 'image': single frames
+    crop: tuple  # of images of their own size
+    small: tuple = ()  # with --small: (size of the images, size of the crops)
+
+
+CAMVID, IDD = ((352, 480), ((180, 240), (96, 128))), ((224, 320), ((128, 180), (96, 128)))
+SETTINGS = dict(
+    scenes=Setting('', 8, 'group', (96, 128)),
+    camvid_eighth=Setting('camvid', 1/8, 'group', *CAMVID),
+    camvid_12=Setting('camvid', 12, 'image', *CAMVID),
+    idd_30=Setting('idd_lite', 30, 'group', *IDD),
+    **{f'camvid_{n}': Setting('camvid', n, 'image', *CAMVID) for n in (6, 25, 50, 100)},
+    camvid_all=Setting('camvid', 0, 'image', *CAMVID))
+
+
+def idd_table(path):
+    "IDD-lite, whose validation images are the test images; other drives are held out for validation"
+    t = idd_lite(path)
+    return SegTable(t.df.assign(split=t.df.split.replace('val', 'test')), t.space, t.remaps).hold_out(.1, seed=0)
+
+
+def few_labels(
+    setting, # `Setting`
+    data, # folder of the data sets
+    seed, # draws the labels that are kept
+) -> SegTable:
+    "The table of a run"
+    readers = dict(camvid=camvid, idd_lite=idd_table)
+    whole = readers[setting.data](Path(data)/setting.data) if setting.data else scenes(n=256, n_val=64, n_test=128)
+    return whole.keep_labels(setting.labels, by=setting.by, seed=seed) if setting.labels else whole
+
+
+@dataclass(frozen=True)
+class Job:
+    "A change of the recipe, and the arms that it is trained with"
+    change: str = ''  # its name in the table
+    fields: dict = field(default_factory=dict)  # of the recipe
+    arms: tuple = ARMS
+    teacher: str = ''  # change whose teacher it takes; it trains its own if not given
+
+
+@dataclass
+class Work:
+    "What the command was asked for"
+    data: str
+    out: Path
+    csv: Path
+    base: Recipe  # what the jobs change
+    given: dict  # fields of the recipe that were given in the command
+    command: str  # for the last column, without settings and seeds
+    options: Options
+    jobs: list
+
+
+def numbers(text): return tuple(map(int, str(text).split(',')))
+
+def recipe_of(work, setting, seed, **changes) -> Recipe:
+    "The recipe of a setting, with what was given in the command"
+    s, given = SETTINGS[setting], dict(work.given)
+    how = dict(crop=s.crop)
+    if given.pop('small', False) and s.small: how = dict(zip(('size', 'crop'), s.small))
+    for k in ('size', 'crop', 'epochs'):
+        if k in given: how[k] = numbers(given.pop(k))
+    if len(how.get('size', ())) == 1: how['size'] = how['size'][0]
+    return replace(work.base, **{**how, **given, **changes}, seed=seed).validate()
+
+
+class OutOfTime(Exception): "The time that was given is over; everything done so far is kept"
+
+class Deadline(Callback):
+    "Stops a training after the epoch in which the time is over, when its checkpoint has been written"
+    order, until = 90, math.inf
+
+    def after_epoch(self):
+        if time.time() > Deadline.until and self.epoch + 1 < self.n_epoch: raise OutOfTime('the time is over')
+
+
+KEYS = ['data', 'change', 'arm', 'seed', 'split', 'recipe']
+
+def read_table(csv):
+    "The table as it is; empty if it is not there yet"
+    df = pd.read_csv(csv, dtype=dict(recipe=str)) if Path(csv).exists() else pd.DataFrame(columns=[*HEAD, 'command'])
+    return df.assign(change=df.change.fillna('') if 'change' in df else '')
+
+def update_table(work, rows):
+    "Put rows into the table, in place of those of the same arm"
+    with FileLock(str(work.out/'.csv.lock')):
+        df = pd.concat([d for d in (read_table(work.csv), rows) if len(d)], ignore_index=True)
+        df = df.drop_duplicates(KEYS, keep='last')
+        known = dict(data=[*SETTINGS], change=[j.change for j in work.jobs], arm=SHOWN, split=('val', 'test'))
+        df = df.sort_values(['data', 'recipe', 'change', 'arm', 'seed', 'split'], kind='stable',
+                            key=lambda c: c.map({v: k for k, v in enumerate(known[c.name])}) if c.name in known else c)
+        head = [c for c in HEAD if c != 'change' or df.change.any()]
+        with atomic_write(work.csv) as tmp:
+            df[[*head, *[c for c in df if c.startswith('iou_')], 'command']].to_csv(tmp, index=False)
+
+
+def last_round(run):
+    "The last round of a run"
+    rounds = sorted(run.path.glob('round*'), key=lambda p: int(p.name[5:]))
+    done = [r for r in map(Run, rounds) if 'student' in r.done]
+    return done[-1] if done else run
+
+def do_job(work, name, seed, job):
+    "All arms of one setting, seed and change that the table does not have; BlockingIOError when others are at it"
+    recipe, df = recipe_of(work, name, seed, **job.fields), read_table(work.csv)
+    mine = df[(df.data == name) & (df.seed == seed) & (df.change == job.change) & (df.recipe == recipe.short())]
+    arms = [a for a in job.arms if a not in set(mine.arm)]
+    how = ' '.join(f'{k}={v}' for k, v in work.given.items()) or 'full resolution'
+    root = work.out/name/how/f'seed{seed}'
+    if not arms: return
+    if job.teacher and 'teacher' not in Run(root/job.teacher).done:
+        with folder_lock(root/job.teacher, '.job'): raise ValueError(f'{root/job.teacher} has no finished teacher')
+    with folder_lock(root/job.change, '.job'):
+        table = few_labels(SETTINGS[name], work.data, seed)
+        for arm in arms: do_arm(work, name, root, table, recipe, job, arm)
+
+
+def do_arm(work, name, root, table, recipe, job, arm):
+    "Train one arm, as far as that is not done, and put it into the table"
+    if time.time() > Deadline.until: raise OutOfTime('the time is over')
+    teacher = root/job.teacher if job.teacher else None
+    run = self_train(table, root/job.change, recipe, [arm], teacher, cbs=[Deadline()], options=work.options)
+    run = last_round(run) if arm == 'student' else run
+    cells = dict(data=name, labels=len(table.train.real), change=job.change, arm=arm, seed=recipe.seed)
+    rows = pd.DataFrame(result_rows(run.metrics(arm), **cells, recipe=recipe.short()))
+    update_table(work, rows.assign(command=f'{work.command} --settings {name} --seeds {recipe.seed}'))
+    say(f'{name} seed {recipe.seed}: {job.change} {arm} done')
+
+
+def do_jobs(work, settings, seeds):
+    "One job after the other; those that others are at, or that wait for a teacher, are tried again. How many failed"
+    todo, failed = [(s, seed, job) for s in settings for job in work.jobs for seed in seeds], 0
+    while todo:
+        later = []
+        for name, seed, job in todo:
+            try: do_job(work, name, seed, job)
+            except BlockingIOError: later.append((name, seed, job))
+            except OutOfTime: return failed
+            except Exception:
+                traceback.print_exc()
+                failed += 1
+        if len(later) == len(todo): time.sleep(5)
+        todo = later
+    return failed
+
+
+PART = 'SELFTRAIN_BENCHMARK_PART'  # environment variable of the processes that share the work
+
+def share(work, n, minutes):
+    "Do the same in `n` processes, whose output goes to files; how many had failures"
+    logs = [work.out/f'process{k}.log' for k in range(n)]
+    command = [sys.executable, *sys.argv, '--processes', '1']
+    children = []
+    for k, log in enumerate(logs):
+        env = {**os.environ, 'PYTHONUNBUFFERED': '1', PART: '1'}
+        children.append(subprocess.Popen(command, stdout=open(log, 'w'), stderr=subprocess.STDOUT, env=env))
+    begin, told = time.time(), set()
+    while any(c.poll() is None for c in children):
+        time.sleep(1)
+        done = {line for log in logs for line in log.read_text(errors='replace').splitlines() if line.endswith(' done')}
+        for line in sorted(done - told): say(f'{time.time() - begin:5.0f} s  {line}')
+        told |= done
+        if minutes and time.time() > begin + 60 * minutes + 45: [c.terminate() for c in children]
+    for c, log in zip(children, logs):
+        if c.returncode > 0: say(f'{log}:\n' + log.read_text(errors='replace')[-3000:])
+    return sum(c.returncode > 0 for c in children)
+
+
+def spread(s): return f'{s.mean():.1f} ± {s.std(ddof=1):.1f}' if len(s) > 1 else f'{s.mean():.1f}'
+
+def summary(df) -> str:
+    "Mean and standard deviation of each arm's mean IoU, and of its difference from the control, taken seed by seed"
+    lines = []
+    for (data, recipe, split), g in df.groupby(['data', 'recipe', 'split'], sort=False):
+        by = g.pivot_table(index='seed', columns=['change', 'arm'], values='miou', sort=False)
+        control = next((by[k] for k in by if k[1] == 'control'), None)
+        for change, arm in by:
+            diff = spread((by[change, arm] - control).dropna()) if control is not None else ''
+            lines.append(dict(data=data, split=split, change=change, arm=arm, seeds=by[change, arm].count(),
+                              miou=spread(by[change, arm].dropna()), against_control=diff))
+    return pd.DataFrame(lines).to_string(index=False) if lines else 'nothing yet'

@@ -1,0 +1,122 @@
+"""The tables of trained models in results/: one command a table, which resumes, and adds what is missing
+
+    python benchmarks/tables.py selftrain --settings scenes               # needs no data
+    python benchmarks/tables.py selftrain --data FOLDER                   # FOLDER has camvid/ and idd_lite/
+    python benchmarks/tables.py ingredients --data FOLDER --small         # small images, for CPUs
+    python benchmarks/tables.py labels --data FOLDER --small --seeds 0,1 --processes 2
+
+Nothing is chosen on test images. IDD-lite has no public test labels: here its validation images are the test images,
+and a tenth of its labelled training images, whole drives, is held out for validation.
+"""
+import os
+os.environ.setdefault('OMP_NUM_THREADS', '1')
+import sys, time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from fastcore.script import call_parse
+from grid import PART, SETTINGS, Deadline, Job, Work, do_jobs, numbers, read_table, share, summary
+from selftrain_nb.crops import PRESETS
+from selftrain_nb.selftrain import ARMS, Options, Recipe
+
+BASE = Recipe(n=800, bs=4, epochs=(6, 6), valid_every=6)  # 1 200 steps of teacher, student, control and online
+THREE = 'teacher', 'control', 'student'
+
+
+def change(name, arms=('student',), teacher='base', **fields): return Job(name, fields, arms, teacher)
+
+CHANGES = [  # the recipe with one ingredient left out or changed
+    Job('base', arms=THREE),
+    change('from scratch', THREE, '', pretrained=False),
+    change('no strong augmentation', strong=False),
+    change('no CutMix', cutmix=0.),
+    change('ClassMix for CutMix', cutmix=0., classmix=.5),
+    change('CutMix and ClassMix', classmix=.5),
+    change('no EMA', ema=0.),
+    change('threshold 0.7', min_conf=.7),
+    change('threshold 0.95', min_conf=.95),
+    change('threshold by class', precision=.8),
+    change('soft labels', pseudo_labels='soft'),
+    change('ratio 1:3', ratio=3.),
+    change('start from the teacher', ('control', 'student'), student_init='teacher'),
+    change('two rounds', rounds=2),
+    change('three rounds', rounds=3),
+    change('larger teacher', ('teacher', 'student'), '', encoder='tf_efficientnet_lite2',
+           student_encoder='tf_efficientnet_lite0'),
+    change('batch norm of weak views', norm='weak')]
+
+
+@dataclass
+class Table:
+    "What a table is made of"
+    jobs: list
+    settings: str  # in order of worth
+
+
+TABLES = dict(
+    selftrain=Table([Job(arms=ARMS)], 'camvid_eighth,scenes,camvid_12,idd_30'),
+    longer=Table([Job('as in the tables', dict(), ('control',)), Job('twice the steps', dict(epochs=(12, 12)),
+                                                                      ('control',))], 'camvid_12,idd_30,scenes'),
+    ingredients=Table(CHANGES, 'camvid_12'),
+    labels=Table([Job(arms=THREE)], ','.join(f'camvid_{n}' for n in (6, 12, 25, 50, 100, 'all'))),
+    centroids=Table([Job(f'p={p:g}', dict(sampler='centroid', p=p), ('teacher',)) for p in (0., .25, .5, 1.)],
+                    'camvid_50,scenes'),
+    crops=Table([Job(s, dict(schedule=s), ('teacher',)) for s in ('constant', *PRESETS)], 'camvid_50,scenes'))
+
+
+def _check(table, settings, data, changes):
+    "ValueError for what cannot be"
+    jobs = {j.change: j for j in TABLES[table].jobs} if table in TABLES else {}
+    for what, names, known in (('table', [table], TABLES), ('setting', settings, SETTINGS), ('change', changes, jobs)):
+        bad = [n for n in names if n not in known]
+        if bad: raise ValueError(f'no {what} {bad[0]!r}: choose of {", ".join(known)}')
+    for folder in {SETTINGS[n].data for n in settings} - {''}:
+        if not data: raise ValueError(f'--data is missing: the folder that has {folder}/ below it')
+        if not (Path(data)/folder).is_dir(): raise ValueError(f'--data {data}: there is no {folder}/ below it')
+
+
+def _jobs(table, changes, arms):
+    "The jobs of a table, or those that were asked for"
+    jobs = [j for j in TABLES[table].jobs if not changes or j.change in changes]
+    return [replace(j, arms=[a for a in j.arms if not arms or a in arms]) for j in jobs]
+
+
+@call_parse
+def main(
+    table:str, # one of those above
+    data:str='', # folder with camvid/ and idd_lite/ below it; not needed for scenes
+    out:str='', # folder of the runs; runs/TABLE if not given
+    csv:str='', # the table; results/TABLE.csv if not given
+    settings:str='', # in order of worth; the table's own if not given
+    seeds:str='0,1,2', # each draws the labels, the weights and the batches
+    changes:str='', # some of the table's changes, with a semicolon between them
+    arms:str='', # some of its arms
+    small:bool=False, # small images and crops, for CPUs
+    size:str='', # working size of the images: long side, or height and width
+    crop:str='', # height and width of the crops
+    epochs:str='', # of the teacher, and of student and control
+    n:int=0, # labelled samples in an epoch
+    bs:int=0, # labelled samples in a batch
+    bf16:bool=False, # train in bfloat16
+    num_workers:int=0, # processes that read and crop, for each training
+    processes:int=1, # runs that are trained side by side
+    minutes:float=0., # stop after the epoch in which this time is over; 0: no limit
+):
+    "See above"
+    changes, arms = [c for c in changes.split(';') if c], [a for a in arms.split(',') if a]
+    settings = settings or (TABLES[table].settings if table in TABLES else '')
+    _check(table, settings.split(','), data, changes)
+    given = {k: v for k, v in dict(small=small, size=size, crop=crop, epochs=epochs, n=n, bs=bs, bf16=bf16).items() if v}
+    stated = ' '.join(f'--{k}' if v is True else f'--{k} {v}' for k, v in given.items())
+    folder = '--data FOLDER' if any(SETTINGS[s].data for s in settings.split(',')) else ''
+    command = ' '.join(filter(None, [f'python benchmarks/tables.py {table}', stated, folder]))
+    options = Options(num_workers=num_workers, valid_bs=8, readers=4 if num_workers else 1, progress=False, check=False)
+    work = Work(data, Path(out or f'runs/{table}'), Path(csv or f'results/{table}.csv'), BASE, given, command, options,
+                _jobs(table, changes, arms))
+    for path in (work.out, work.csv.parent): path.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    if minutes: Deadline.until = time.time() + 60 * minutes
+    failed = share(work, processes, minutes) if processes > 1 else do_jobs(work, settings.split(','), numbers(seeds))
+    if not os.environ.get(PART): print(summary(read_table(work.csv)))
+    sys.exit(bool(failed))
