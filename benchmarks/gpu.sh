@@ -13,7 +13,7 @@
 #     PROCESSES=6      trainings side by side, which share the GPU; WORKERS=4 reading processes for each
 #     BF16=1           bfloat16, 0 for float32
 #     RUNS=runs/gpu    folder of the runs
-#     MORE="--n 400"   further options of benchmarks/selftrain.py
+#     MORE="--n 400"   further options of benchmarks/tables.py
 #     GPU_SMALL=1      everything tiny, to try this script on a CPU
 set -u
 cd "$(dirname "$0")/.." || exit 1
@@ -60,7 +60,7 @@ echo "$cores cores, $processes processes with $workers readers each; settings $s
 csv=$folder/selftrain.csv
 if [ ! -f "$csv" ] && [ -f results/selftrain.csv ]; then cp results/selftrain.csv "$csv"; fi
 left=$(awk "BEGIN {print $minutes - $SECONDS / 60}")
-"$python" benchmarks/selftrain.py --settings "$settings" --seeds "$seeds" --data "$data" --csv "$csv" --out "$runs" \
+"$python" benchmarks/tables.py selftrain --settings "$settings" --seeds "$seeds" --data "$data" --csv "$csv" --out "$runs" \
   --num-workers "$workers" --processes "$processes" --minutes "$left" $([ "$bf16" = 1 ] && echo --bf16) $more \
   2>&1 | tee "$folder/gpu.log"
 status=${PIPESTATUS[0]}

@@ -112,14 +112,19 @@ def read_table(csv):
     df = pd.read_csv(csv, dtype=dict(recipe=str)) if Path(csv).exists() else pd.DataFrame(columns=[*HEAD, 'command'])
     return df.assign(change=df.change.fillna('') if 'change' in df else '')
 
+def group_of(df):
+    "What is compared: rows of one recipe, or all changes of a recipe"
+    return df.recipe.where(df.change == '', '')
+
 def update_table(work, rows):
     "Put rows into the table, in place of those of the same arm"
     with FileLock(str(work.out/'.csv.lock')):
         df = pd.concat([d for d in (read_table(work.csv), rows) if len(d)], ignore_index=True)
         df = df.drop_duplicates(KEYS, keep='last')
         known = dict(data=[*SETTINGS], change=[j.change for j in work.jobs], arm=SHOWN, split=('val', 'test'))
-        df = df.sort_values(['data', 'recipe', 'change', 'arm', 'seed', 'split'], kind='stable',
-                            key=lambda c: c.map({v: k for k, v in enumerate(known[c.name])}) if c.name in known else c)
+        df = df.assign(group=group_of(df)).sort_values(
+            ['data', 'group', 'change', 'arm', 'seed', 'split'], kind='stable',
+            key=lambda c: c.map({v: k for k, v in enumerate(known[c.name])}) if c.name in known else c)
         head = [c for c in HEAD if c != 'change' or df.change.any()]
         with atomic_write(work.csv) as tmp:
             df[[*head, *[c for c in df if c.startswith('iou_')], 'command']].to_csv(tmp, index=False)
@@ -202,7 +207,7 @@ def spread(s): return f'{s.mean():.1f} ± {s.std(ddof=1):.1f}' if len(s) > 1 els
 def summary(df) -> str:
     "Mean and standard deviation of each arm's mean IoU, and of its difference from the control, taken seed by seed"
     lines = []
-    for (data, recipe, split), g in df.groupby(['data', 'recipe', 'split'], sort=False):
+    for (data, _, split), g in df.groupby(['data', group_of(df), 'split'], sort=False):
         by = g.pivot_table(index='seed', columns=['change', 'arm'], values='miou', sort=False)
         control = next((by[k] for k in by if k[1] == 'control'), None)
         for change, arm in by:
