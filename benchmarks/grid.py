@@ -33,6 +33,7 @@ class Setting:
     small: tuple = ()  # with --small: (size of the images, size of the crops)
 
 
+SMALL = dict(n=800, bs=4)  # with --small: half the samples in as many steps
 CAMVID, IDD = ((352, 480), ((180, 240), (96, 128))), ((224, 320), ((128, 180), (96, 128)))
 SETTINGS = dict(
     scenes=Setting('', 8, 'group', (96, 128)),
@@ -88,7 +89,7 @@ def recipe_of(work, setting, seed, **changes) -> Recipe:
     "The recipe of a setting, with what was given in the command"
     s, given = SETTINGS[setting], dict(work.given)
     how = dict(crop=s.crop)
-    if given.pop('small', False) and s.small: how = dict(zip(('size', 'crop'), s.small))
+    if given.pop('small', False): how |= {**SMALL, **dict(zip(('size', 'crop'), s.small))}
     for k in ('size', 'crop', 'epochs'):
         if k in given: how[k] = numbers(given.pop(k))
     if len(how.get('size', ())) == 1: how['size'] = how['size'][0]

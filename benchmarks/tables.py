@@ -20,7 +20,7 @@ from grid import PART, SETTINGS, Deadline, Job, Work, do_jobs, numbers, read_tab
 from selftrain_nb.crops import PRESETS
 from selftrain_nb.selftrain import ARMS, Options, Recipe
 
-BASE = Recipe(n=800, bs=4, epochs=(6, 6), valid_every=6)  # 1 200 steps of teacher, student, control and online
+BASE = Recipe(n=1600, epochs=(6, 6), valid_every=3)  # 1 200 steps of teacher, student, control and online, 2 400 of full
 THREE = 'teacher', 'control', 'student'
 
 

@@ -91,7 +91,7 @@ def _tiles(m, edges):
     def score(a): return tile(num(m[a]), f'{a}, mIoU (boundary {num(edges[a])})')
     tiles = [score(a) for a in ('teacher', 'student') if a in m]
     if 'student' in m:
-        tiles += [tile(diff(m['student'] - m[a]), f'student − {a}') for a in ('teacher', 'control') if a in m]
+        tiles += [tile(diff(m['student'] - m[a]), f'student − {a}') for a in ('teacher', 'control', 'online') if a in m]
         if m.get('full', m['teacher']) - m['teacher'] >= NOISE:
             gap = 100 * gap_closed(m['teacher'], m['student'], m['full'])
             tiles.append(tile(f'{num(gap, 0)} %', 'gap closed'))
@@ -117,7 +117,8 @@ def headline(
 ARM_MEANS = dict(
     teacher='human labels', full='all human labels, the hidden ones too',
     student='human labels, and pseudo labels with strong augmentation',
-    control='human labels, and the same again with strong augmentation')
+    control='human labels, and the same again with strong augmentation',
+    online='human labels, and labels that its own average makes in each batch')
 
 def _arm_rows(run, means, tail=''):
     "A line for each arm and split"

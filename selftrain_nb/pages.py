@@ -142,8 +142,8 @@ def conditions_part(
 # %% ../nbs/97_pages.ipynb #c41e6c91
 ARM_COLOURS = dict(
     teacher='#8a94a0', student='#3b86de', control='#d97f0e', full='#2a9d7f', source='#8a94a0', scratch='#a6761d',
-    finetune='#c2579a', finetune_long='#8c6bd1', centroids='#6b9e1f', joint='#c9463d')
-_MARKERS = dict(zip(ARM_COLOURS, 'os^Dov<>pP'))
+    finetune='#c2579a', finetune_long='#8c6bd1', centroids='#6b9e1f', joint='#c9463d', online='#b5409a')
+_MARKERS = dict(zip(ARM_COLOURS, 'os^Dov<>pPX'))
 
 def _teacher_of(run): return getattr(run.recipe, 'labelling_arm', 'teacher')
 
@@ -151,7 +151,7 @@ def _goes_on(run, arm):
     "An arm that starts with the weights of its teacher"
     r = run.recipe
     same = r.student_network == (r.encoder, r.arch)
-    return arm in ('student', 'control') and r.student_init == 'teacher' and same
+    return (arm == 'online' or arm in ('student', 'control') and r.student_init == 'teacher') and same
 
 def training_history(
     run, # `Run`
