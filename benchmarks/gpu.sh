@@ -60,8 +60,9 @@ echo "$cores cores, $processes processes with $workers readers each; settings $s
 csv=$folder/selftrain.csv
 if [ ! -f "$csv" ] && [ -f results/selftrain.csv ]; then cp results/selftrain.csv "$csv"; fi
 left=$(awk "BEGIN {print $minutes - $SECONDS / 60}")
-"$python" benchmarks/tables.py selftrain --settings "$settings" --seeds "$seeds" --data "$data" --csv "$csv" --out "$runs" \
-  --num-workers "$workers" --processes "$processes" --minutes "$left" $([ "$bf16" = 1 ] && echo --bf16) $more \
+"$python" benchmarks/tables.py selftrain --settings "$settings" --seeds "$seeds" --data "$data" --csv "$csv" \
+  --out "$runs" --num-workers "$workers" --processes "$processes" --minutes "$left" \
+  $([ "$bf16" = 1 ] && echo --bf16) $more \
   2>&1 | tee "$folder/gpu.log"
 status=${PIPESTATUS[0]}
 echo "training ended after $SECONDS s"

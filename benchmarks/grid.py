@@ -67,7 +67,7 @@ class Job:
     change: str = ''  # its name in the table
     fields: dict = field(default_factory=dict)  # of the recipe
     arms: tuple = ARMS
-    teacher: str = ''  # change whose teacher it takes; it trains its own if not given
+    teacher: str = ''  # 'change' or 'change/arm' that is its teacher; it trains its own if not given
 
 
 @dataclass
@@ -145,11 +145,17 @@ def do_job(work, name, seed, job):
     how = ' '.join(f'{k}={v}' for k, v in work.given.items()) or 'full resolution'
     root = work.out/name/how/f'seed{seed}'
     if not arms: return
-    if job.teacher and 'teacher' not in Run(root/job.teacher).done:
-        with folder_lock(root/job.teacher, '.job'): raise ValueError(f'{root/job.teacher} has no finished teacher')
+    _wait_for(root, job.teacher)
     with folder_lock(root/job.change, '.job'):
         table = few_labels(SETTINGS[name], work.data, seed)
         for arm in arms: do_arm(work, name, root, table, recipe, job, arm)
+
+
+def _wait_for(root, teacher):
+    "BlockingIOError while another process trains a teacher; ValueError when nobody does"
+    change, _, arm = teacher.partition('/')
+    if not teacher or (arm or 'teacher') in Run(root/change).done: return
+    with folder_lock(root/change, '.job'): raise ValueError(f'{root/change} has no finished {arm or "teacher"}')
 
 
 def do_arm(work, name, root, table, recipe, job, arm):
@@ -210,9 +216,10 @@ def summary(df) -> str:
     lines = []
     for (data, _, split), g in df.groupby(['data', group_of(df), 'split'], sort=False):
         by = g.pivot_table(index='seed', columns=['change', 'arm'], values='miou', sort=False)
-        control = next((by[k] for k in by if k[1] == 'control'), None)
+        controls = {change: by[change, arm] for change, arm in by if arm == 'control'}
         for change, arm in by:
-            diff = spread((by[change, arm] - control).dropna()) if control is not None else ''
+            control = controls.get(change, next(iter(controls.values()), None))
+            diff = '' if control is None else spread((by[change, arm] - control).dropna())
             lines.append(dict(data=data, split=split, change=change, arm=arm, seeds=by[change, arm].count(),
                               miou=spread(by[change, arm].dropna()), against_control=diff))
     return pd.DataFrame(lines).to_string(index=False) if lines else 'nothing yet'

@@ -20,7 +20,7 @@ from grid import PART, SETTINGS, Deadline, Job, Work, do_jobs, numbers, read_tab
 from selftrain_nb.crops import PRESETS
 from selftrain_nb.selftrain import ARMS, Options, Recipe
 
-BASE = Recipe(n=1600, epochs=(6, 6), valid_every=3)  # 1 200 steps of teacher, student, control and online, 2 400 of full
+BASE = Recipe(n=1600, epochs=(6, 6), valid_every=3)  # 1 200 steps; 2 400 of full
 THREE = 'teacher', 'control', 'student'
 
 
@@ -33,6 +33,7 @@ CHANGES = [  # the recipe with one ingredient left out or changed
     change('no CutMix', cutmix=0.),
     change('ClassMix for CutMix', cutmix=0., classmix=.5),
     change('CutMix and ClassMix', classmix=.5),
+    change('CutMix and ClassMix across streams', classmix=.5, mix_across=True),
     change('no EMA', ema=0.),
     change('threshold 0.7', min_conf=.7),
     change('threshold 0.95', min_conf=.95),
@@ -40,11 +41,15 @@ CHANGES = [  # the recipe with one ingredient left out or changed
     change('soft labels', pseudo_labels='soft'),
     change('ratio 1:3', ratio=3.),
     change('start from the teacher', ('control', 'student'), student_init='teacher'),
+    change('labels of the control', teacher='base/control'),
     change('two rounds', rounds=2),
     change('three rounds', rounds=3),
     change('larger teacher', ('teacher', 'student'), '', encoder='tf_efficientnet_lite2',
            student_encoder='tf_efficientnet_lite0'),
-    change('batch norm of weak views', norm='weak')]
+    change('batch norm of weak views', norm='weak'),
+    change('online', ('online',)),
+    change('online, no threshold', ('online',), online_conf=0.),
+    change('online, two strong views', ('online',), online_views=2)]
 
 
 @dataclass
@@ -107,10 +112,12 @@ def main(
     changes, arms = [c for c in changes.split(';') if c], [a for a in arms.split(',') if a]
     settings = settings or (TABLES[table].settings if table in TABLES else '')
     _check(table, settings.split(','), data, changes)
-    given = {k: v for k, v in dict(small=small, size=size, crop=crop, epochs=epochs, n=n, bs=bs, bf16=bf16).items() if v}
+    given = dict(small=small, size=size, crop=crop, epochs=epochs, n=n, bs=bs, bf16=bf16)
+    given = {k: v for k, v in given.items() if v}
     stated = ' '.join(f'--{k}' if v is True else f'--{k} {v}' for k, v in given.items())
     folder = '--data FOLDER' if any(SETTINGS[s].data for s in settings.split(',')) else ''
-    command = ' '.join(filter(None, [f'python benchmarks/tables.py {table}', stated, folder]))
+    into = f'--csv results/{Path(csv).name}' if csv else ''
+    command = ' '.join(filter(None, [f'python benchmarks/tables.py {table}', into, stated, folder]))
     options = Options(num_workers=num_workers, valid_bs=8, readers=4 if num_workers else 1, progress=False, check=False)
     work = Work(data, Path(out or f'runs/{table}'), Path(csv or f'results/{table}.csv'), BASE, given, command, options,
                 _jobs(table, changes, arms))

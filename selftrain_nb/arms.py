@@ -134,9 +134,9 @@ def callbacks(self:Trainer, arm):
     r, on = self.recipe, [k for k in arm.mixed if k < len(arm.streams)]
     parts = [
         r.schedule != 'constant' and CropSchedule(r.schedule),
-        r.cutmix and on and CutMix(r.cutmix, streams=on),
-        r.classmix and on and ClassMix(r.classmix, streams=on),
-        arm.name == 'online' and MeanTeacher(r.online_conf, self.recipe.augments()[1], views=r.online_views),
+        r.cutmix and on and CutMix(r.cutmix, streams=on, across=r.mix_across),
+        r.classmix and on and ClassMix(r.classmix, streams=on, across=r.mix_across),
+        arm.name == 'online' and MeanTeacher(r.online_conf, r.augments()[1], views=r.online_views),
         r.norm == 'weak' and len(arm.streams) > 1 and WeakNorm(),
         r.ema and arm.averaged and EMA(r.ema),
         r.valid_every > 1 and ValidEvery(r.valid_every)]

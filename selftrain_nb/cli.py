@@ -297,7 +297,8 @@ def _check_csv(csv):
 def _teacher(folder, seed):
     "The run whose teacher is taken over: the folder itself, or the run of this seed in it"
     if not folder: return None
-    return Path(folder) if (Path(folder)/'config.json').exists() else Path(folder)/f'seed{seed}'
+    own = any((Path(folder)/f).exists() for f in ('config.json', 'predictor.safetensors'))
+    return Path(folder) if own else Path(folder)/f'seed{seed}'
 
 def _finish(runs, csv, data, command, cols):
     "The table of all seeds, and the reports"

@@ -120,6 +120,7 @@ ARM_MEANS = dict(
     control='human labels, and the same again with strong augmentation',
     online='human labels, and labels that its own average makes in each batch')
 
+# %% ../nbs/41_doubts.ipynb #22c98621
 def _arm_rows(run, means, tail=''):
     "A line for each arm and split"
     def pct(s, k): return num(None if s.get(k) is None else 100 * s[k])

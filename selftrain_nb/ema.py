@@ -134,4 +134,6 @@ def weigh(self:MeanTeacher, share):
     self.loss_func.stream_weights[self.number] = self.dls.streams[self.number].weight * share
 
 @patch
-def after_fit(self:MeanTeacher): self.weigh(1.)
+def after_fit(self:MeanTeacher):
+    "The stream has its own weight again"
+    self.weigh(1.)

@@ -64,10 +64,12 @@ class Mix(Callback):
     def __init__(self,
         p=.5, # probability that a sample gets a part of another one
         streams=None, # numbers or names of the streams to mix; all but the first, or the only one, if not given
+        across=False, # parts come from samples of all streams, and not of the same stream alone
     ):
         if not 0 <= p <= 1: raise ValueError(f'p={p}: a probability lies between 0 and 1')
         self.p, self.streams = p, streams if streams is None or isinstance(streams, (list, tuple)) else [streams]
-        self.identity = {type(self).__name__: dict(p=p, streams=self.streams)} # for a resumed training
+        self.across, more = across, dict(across=True) if across else {}
+        self.identity = {type(self).__name__: dict(p=p, streams=self.streams, **more)} # for a resumed training
 
     def before_fit(self):
         "Which streams there are"
@@ -88,8 +90,8 @@ def pairs(self:Mix,
     B = len(batch[0])
     streams = next((t for t in batch if isinstance(t, TensorStream)), torch.zeros(B)).cpu().numpy().astype(int)
     partner, chosen = np.arange(B), rng.random(B) < self.p
-    for k in np.unique(streams):
-        order = rng.permutation(np.flatnonzero(streams == k))
+    for k in [None] if self.across else np.unique(streams):
+        order = rng.permutation(np.flatnonzero((streams == k) | self.across))
         partner[order] = np.roll(order, 1)
     return torch.from_numpy(partner), torch.from_numpy(chosen & np.isin(streams, self.mixed))
 
@@ -118,16 +120,17 @@ def before_batch(self:Mix):
     batch = paste(batch, partner, area)
     self.learn.xb, self.learn.yb = batch[:1], batch[1:]
 
-# %% ../nbs/13_mixing.ipynb #be98342c
+# %% ../nbs/13_mixing.ipynb #a7923285
 class CutMix(Mix):
-    "Paste a box of another sample of the same stream over a sample (Yun et al. 2019, French et al. 2020)"
+    "Paste a box of another sample over a sample (Yun et al. 2019, French et al. 2020)"
     number = 1
     def __init__(self,
         p=.5, # probability that a sample gets a box
         area=(.1, .5), # least and most part of the image
         streams=None, # numbers or names of the streams to mix; all but the first, or the only one, if not given
+        across=False, # boxes come from samples of all streams, and not of the same stream alone
     ):
-        super().__init__(p, streams)
+        super().__init__(p, streams, across)
         if not 0 < area[0] <= area[1] <= 1: raise ValueError(f'area={area}: (least, most), above 0 and up to 1')
         self.share = tuple(area)
         self.identity[type(self).__name__]['area'] = list(area)
@@ -135,6 +138,6 @@ class CutMix(Mix):
     def area(self, batch, partner, rng): return box_area(len(partner), batch[1].shape[-2:], self.share, rng)
 
 class ClassMix(Mix):
-    "Paste half of the classes of another sample of the same stream over a sample (Olsson et al. 2021)"
+    "Paste half of the classes of another sample over a sample (Olsson et al. 2021)"
     number = 2
     def area(self, batch, partner, rng): return class_area(batch[1][partner], rng)

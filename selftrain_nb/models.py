@@ -34,6 +34,7 @@ def fixed_statistics(net):
     finally:
         for m, momentum in norms.items(): m.momentum = momentum
 
+# %% ../nbs/16_models.ipynb #9d4d9a8e
 class SegModel(nn.Module):
     "A segmentation network for images of any size, floats from 0 to 1, which it normalises itself"
     def __init__(self,

@@ -46,6 +46,7 @@ class _Streams(_Network):
     strong: bool = True  # strong augmentation of the second stream, see `strong`
     cutmix: float = .5  # probability of CutMix in the second stream
     classmix: float = 0.  # probability of ClassMix in the second stream
+    mix_across: bool = False  # what is pasted in the second stream may come from the first one, the human labels
     sampler: str = 'random'  # where crops are cut: random, or centroid (a share p of them around class centroids)
     p: float = .5  # share of the crops around class centroids
     tile: int = 0  # side of the centroids' tiles in pixels; 0: half the image's short side
@@ -86,7 +87,8 @@ class Recipe(_Labelling):
 # %% ../nbs/26_recipe.ipynb #919bd6ee
 _RANGES = dict(bs=(1, 65536), n=(0, 2**40), ratio=(0, 1000), cutmix=(0, 1), classmix=(0, 1), p=(0, 1), tile=(0, 2**20),
                pseudo_weight=(0, 1e6), share=(0, 1), best=(0, 1), precision=(0, 1), lr=(0, 10), wd=(0, 10),
-               weight_power=(0, 2), online_conf=(0, 1), online_views=(1, 9), ema=(0, .99999), rounds=(1, 99), valid_every=(1, 2**31), seed=(0, 2**32 - 1))
+               weight_power=(0, 2), ema=(0, .99999), rounds=(1, 99), valid_every=(1, 2**31), seed=(0, 2**32 - 1),
+               online_conf=(0, 1), online_views=(1, 9))
 _CHOICES = dict(sampler=('random', 'centroid'), pseudo_labels=('hard', 'weighted', 'soft'),
                 student_init=('fresh', 'teacher'), norm=('all', 'weak'))
 _ABOVE_ZERO = 'share', 'best', 'lr', 'ratio'
@@ -99,6 +101,7 @@ def _check_number(name, v, whole):
         kind, above = 'a whole number' if whole else 'a number', ' (above 0)' if name in _ABOVE_ZERO else ''
         raise ValueError(f'{name}={v!r}: must be {kind} from {lo} to {hi:g}{above}')
 
+# %% ../nbs/26_recipe.ipynb #60befaed
 def _check_list(name, v, length, ok, what):
     "The same for what has several numbers"
     if not isinstance(v, (tuple, list)) or not v or length and len(v) != length or not all(ok(x) for x in v):
@@ -107,7 +110,6 @@ def _check_list(name, v, length, ok, what):
 def _whole(x): return isinstance(x, (int, np.integer)) and not isinstance(x, bool) and x >= 1
 def _positive(x): return isinstance(x, (int, float, np.number)) and 0 < x < 1e6
 
-# %% ../nbs/26_recipe.ipynb #7568b058
 def _check_sides(name, v):
     if v is None or _whole(v): return
     _check_list(name, v, 2, _whole, 'one whole number or two, from 1 on')

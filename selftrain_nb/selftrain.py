@@ -70,15 +70,22 @@ def _check_arms(table, recipe, arms):
     if np.size(recipe.min_conf) not in (1, len(table.space)):
         raise ValueError(f'min_conf has {np.size(recipe.min_conf)} values, the table {len(table.space)} classes')
 
-# %% ../nbs/28_selftrain.ipynb #3f250516
+# %% ../nbs/28_selftrain.ipynb #4b145045
+def _teacher_from(teacher):
+    "The run that a teacher comes from, and which arm of it: from a run, its folder, or the folder of an arm"
+    run, arm = teacher if isinstance(teacher, Run) else Run(teacher), 'teacher'
+    if run.path.name in ARMS and (run.path/'metrics.json').exists(): run, arm = Run(run.path.parent), run.path.name
+    if arm not in run.done: raise ValueError(f'{run.path}: no finished {arm} in this run')
+    return run, arm
+
 def _check_teacher(teacher, table, trainer):
-    "A finished teacher as a run, and its hash"
-    if not teacher: return None, None
-    run = teacher if isinstance(teacher, Run) else Run(teacher)
-    if 'teacher' not in run.done: raise ValueError(f'{run.path}: no finished teacher in this run')
-    found, space = teacher_of(run, table, trainer), table.space
-    if found.space != space: raise ValueError(f'{run.path}: its teacher predicts {found.space}, not {space}')
-    return run, found.hash
+    "The run and the arm that a finished teacher comes from, and its hash"
+    if not teacher: return None, '', None
+    (run, arm), space = _teacher_from(teacher), table.space
+    if arm == 'teacher': found = teacher_of(run, table, trainer)
+    else: found = run.predictor(arm, trainer.device, trainer.network(trainer.recipe.arm('control', table)))
+    if found.space != space: raise ValueError(f'{run.path}: its {arm} predicts {found.space}, not {space}')
+    return run, arm, found.hash
 
 def _check_weights(table, recipe, arms, teacher):
     "OSError or ValueError where the pretrained weights of an encoder cannot be had"
@@ -137,7 +144,7 @@ def self_train(
     out, # folder of the run; the same call again goes on there
     recipe=Recipe(), # `Recipe`
     arms=ARMS[:3], # what to train, of `ARMS`
-    teacher=None, # finished `Run`, or its folder, whose teacher is taken over
+    teacher=None, # finished `Run`, or its folder, whose teacher is taken over; or the folder of another arm of it
     learner=None, # function of (dls, recipe, arm) that gives a `Learner`: your network, your loss
     cbs=None, # more callbacks: a list, or a function of the arm that gives one
     options=Options(), # what cannot change a result
@@ -146,11 +153,11 @@ def self_train(
     run, trainer = Run(out), Trainer(recipe.validate(), options.validate(), learner, cbs)
     table, unusable = prepare(table, run.path, options)
     _check_arms(table, recipe, arms)
-    teacher, hashed = _check_teacher(teacher, table, trainer)
+    teacher, which, hashed = _check_teacher(teacher, table, trainer)
     if not learner and not run.path.exists(): _check_weights(table, recipe, arms, teacher)
     other = dict(teacher=hashed, learner=_names(learner), callbacks=_names(cbs))
     with claimed(run.path, run_config(table, recipe, **other), table, recipe, options, unusable):
-        if teacher: hand_over(teacher, 'teacher', run, trainer)
+        if teacher: hand_over(teacher, which, run, trainer)
         _arms(run, arms, table, trainer)
         _more_rounds(run, arms, table, trainer)
     return run

@@ -194,3 +194,19 @@ def test_a_batch_of_something_else():
 
 def test_identity_tells_settings_apart():
     assert CutMix(0.5).identity != CutMix(0.6).identity != ClassMix(0.6).identity
+
+
+@pytest.mark.parametrize('kind', [CutMix, ClassMix])
+def test_parts_across_streams(dls, kind):
+    "Images fit their masks, the first stream stays as it is, and the second one gets parts of it"
+    plain, mixed = train(dls, []), train(dls, [kind(1.0, across=True)])
+    first, from_first = [b[0][:2].as_subclass(torch.Tensor) for b in plain], 0
+    for (x, y, *_), (x2, y2, *_), own in zip(plain, mixed, first):
+        assert torch.equal((x2[:, 0] * 255).round().long(), y2.as_subclass(torch.Tensor).long())
+        assert torch.equal(x2[:2], own)
+        for k in range(2, 8):
+            changed = (y2[k] != y[k]).as_subclass(torch.Tensor)
+            from_first += any((y2[k][changed] == y[j][changed]).all() and changed.any() for j in (0, 1))
+    assert from_first > 3
+    same = train(dls, [kind(1.0)])
+    assert not all(torch.equal(a[0], b[0]) for a, b in zip(mixed, same))

@@ -473,6 +473,17 @@ def test_a_taken_over_teacher_keeps_its_provenance(done, tmp_path):
     assert third.metrics('teacher')['origin'] == m['origin']
 
 
+def test_any_arm_can_be_a_teacher(done, tmp_path):
+    data, run = done
+    later = train(data, tmp_path / 'later', arms=['student'], teacher=run.path / 'control')
+    assert later.predictor('teacher').hash == run.predictor('control').hash
+    assert later.metrics('teacher')['origin']['arm'] == 'control'
+    assert later.metrics('teacher')['splits'] == run.metrics('control')['splits']
+    assert later.predictor('student').hash != run.predictor('student').hash
+    with pytest.raises(ValueError, match='no finished teacher'):
+        train(data, tmp_path / 'none', teacher=run.path / 'online')
+
+
 @pytest.mark.parametrize('point', ['handover:1', 'handover:3'])
 def test_a_stop_while_handing_over(done, tmp_path, point):
     data, run = done
