@@ -7,30 +7,34 @@ arm. Several processes may share the work (--processes, or the same command in s
 import os
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 import math, subprocess, sys, time, traceback
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import pandas as pd, torch
 from fastai.callback.core import Callback
 from filelock import FileLock
+from selftrain_nb.cli import find_mapping
 from selftrain_nb.files import atomic_write, folder_lock, say
 from selftrain_nb.public import camvid, idd_lite
 from selftrain_nb.scenes import scenes
 from selftrain_nb.selftrain import ARMS, Options, Recipe, Run, result_rows, self_train
 from selftrain_nb.table import SegTable
+from selftrain_nb.transfer import TRANSFER_ARMS, transfer
 
 SHOWN = 'teacher', 'control', 'student', 'online', 'full'  # order of the rows
-HEAD = 'data labels change arm seed split miou biou acc steps seconds device n_real n_pseudo recipe'.split()
+HEAD = ('data labels change arm seed split miou miou_shared miou_new biou acc steps seconds device n_real n_pseudo '
+        'recipe').split()
 
 
 @dataclass(frozen=True)
 class Setting:
     "Which labels are kept of what, and the height and width of images and crops"
-    data: str  # folder below --data; '' for scenes
+    data: str  # folder below --data; '' or 'city B' for scenes
     labels: float  # a number, or a share below 1; 0 for all
     by: str  # 'group': whole stretches of video, drives, streets; 'image': single frames
     crop: tuple  # of images of their own size
     small: tuple = ()  # with --small: (size of the images, size of the crops)
+    source: str = ''  # of a transfer: the setting whose images and classes the network comes from
 
 
 SMALL = dict(n=800, bs=4)  # with --small: half the samples in as many steps
@@ -41,7 +45,13 @@ SETTINGS = dict(
     camvid_12=Setting('camvid', 12, 'image', *CAMVID),
     idd_30=Setting('idd_lite', 30, 'group', *IDD),
     **{f'camvid_{n}': Setting('camvid', n, 'image', *CAMVID) for n in (6, 25, 50, 100)},
-    camvid_all=Setting('camvid', 0, 'image', *CAMVID))
+    camvid_all=Setting('camvid', 0, 'image', *CAMVID),
+    idd_all=Setting('idd_lite', 0, 'image', *IDD),
+    city_a=Setting('', 0, 'group', (96, 128)),
+    city_b=Setting('city B', 0, 'group', (96, 128), source='city_a'),
+    camvid_to_idd=Setting('idd_lite', 0, 'group', *IDD, source='camvid_all'),
+    idd_to_camvid=Setting('camvid', 0, 'group', *CAMVID, source='idd_all'))
+DRAWN = {'': dict(n=256, n_val=64, n_test=128), 'city B': dict(n=256, n_val=64, n_test=128, city='B')}  # need no files
 
 
 def idd_table(path):
@@ -57,7 +67,8 @@ def few_labels(
 ) -> SegTable:
     "The table of a run"
     readers = dict(camvid=camvid, idd_lite=idd_table)
-    whole = readers[setting.data](Path(data)/setting.data) if setting.data else scenes(n=256, n_val=64, n_test=128)
+    if setting.data in DRAWN: whole = scenes(**DRAWN[setting.data])
+    else: whole = readers[setting.data](Path(data)/setting.data)
     return whole.keep_labels(setting.labels, by=setting.by, seed=seed) if setting.labels else whole
 
 
@@ -110,7 +121,7 @@ KEYS = ['data', 'change', 'arm', 'seed', 'split', 'recipe']
 
 def read_table(csv):
     "The table as it is; empty if it is not there yet"
-    df = pd.read_csv(csv, dtype=dict(recipe=str)) if Path(csv).exists() else pd.DataFrame(columns=[*HEAD, 'command'])
+    df = pd.read_csv(csv, dtype=dict(recipe=str)) if Path(csv).exists() else pd.DataFrame(columns=KEYS)
     return df.assign(change=df.change.fillna('') if 'change' in df else '')
 
 def group_of(df):
@@ -122,11 +133,12 @@ def update_table(work, rows):
     with FileLock(str(work.out/'.csv.lock')):
         df = pd.concat([d for d in (read_table(work.csv), rows) if len(d)], ignore_index=True)
         df = df.drop_duplicates(KEYS, keep='last')
-        known = dict(data=[*SETTINGS], change=[j.change for j in work.jobs], arm=SHOWN, split=('val', 'test'))
+        known = dict(data=[*SETTINGS], change=[j.change for j in work.jobs], arm=dict.fromkeys(SHOWN + TRANSFER_ARMS),
+                     split=('val', 'test'))
         df = df.assign(group=group_of(df)).sort_values(
             ['data', 'group', 'change', 'arm', 'seed', 'split'], kind='stable',
             key=lambda c: c.map({v: k for k, v in enumerate(known[c.name])}) if c.name in known else c)
-        head = [c for c in HEAD if c != 'change' or df.change.any()]
+        head = [c for c in HEAD if c in df and (c != 'change' or df.change.any())]
         with atomic_write(work.csv) as tmp:
             df[[*head, *[c for c in df if c.startswith('iou_')], 'command']].to_csv(tmp, index=False)
 
@@ -147,8 +159,12 @@ def do_job(work, name, seed, job):
     if not arms: return
     _wait_for(root, job.teacher)
     with folder_lock(root/job.change, '.job'):
-        table = few_labels(SETTINGS[name], work.data, seed)
-        for arm in arms: do_arm(work, name, root, table, recipe, job, arm)
+        for arm in arms:
+            if time.time() > Deadline.until: raise OutOfTime('the time is over')
+            train = transfer_arm if SETTINGS[name].source else train_arm
+            rows = train(work, name, root, recipe, job, arm)
+            update_table(work, rows.assign(command=f'{work.command} --settings {name} --seeds {seed}'))
+            say(f'{name} seed {seed}: {job.change} {arm} done')
 
 
 def _wait_for(root, teacher):
@@ -158,16 +174,25 @@ def _wait_for(root, teacher):
     with folder_lock(root/change, '.job'): raise ValueError(f'{root/change} has no finished {arm or "teacher"}')
 
 
-def do_arm(work, name, root, table, recipe, job, arm):
-    "Train one arm, as far as that is not done, and put it into the table"
-    if time.time() > Deadline.until: raise OutOfTime('the time is over')
-    teacher = root/job.teacher if job.teacher else None
+def train_arm(work, name, root, recipe, job, arm):
+    "Train one arm of self-training, as far as that is not done; its rows"
+    table, teacher = few_labels(SETTINGS[name], work.data, recipe.seed), root/job.teacher if job.teacher else None
     run = self_train(table, root/job.change, recipe, [arm], teacher, cbs=[Deadline()], options=work.options)
     run = last_round(run) if arm == 'student' else run
     cells = dict(data=name, labels=len(table.train.real), change=job.change, arm=arm, seed=recipe.seed)
-    rows = pd.DataFrame(result_rows(run.metrics(arm), **cells, recipe=recipe.short()))
-    update_table(work, rows.assign(command=f'{work.command} --settings {name} --seeds {recipe.seed}'))
-    say(f'{name} seed {recipe.seed}: {job.change} {arm} done')
+    return pd.DataFrame(result_rows(run.metrics(arm), **cells, recipe=recipe.short()))
+
+
+def transfer_arm(work, name, root, recipe, job, arm):
+    "The same for an arm of a transfer; the source's network is trained once for all jobs"
+    setting = SETTINGS[name]
+    source, target = (few_labels(s, work.data, recipe.seed) for s in (SETTINGS[setting.source], setting))
+    known = {f.name: getattr(recipe, f.name) for f in fields(Recipe)}
+    first = Recipe(**{**known, 'lr': recipe.source_lr, 'adjust': False, 'epochs': (recipe.source_epochs, 1)})
+    run = self_train(source, root/'source', first, ['teacher'], options=work.options)
+    mapping = find_mapping('', source.space, target.space)
+    found = transfer(run, target, mapping, root/job.change, recipe, [arm], work.options).results
+    return found[found.arm == arm].assign(data=name, change=job.change, recipe=recipe.short())
 
 
 def do_jobs(work, settings, seeds):

@@ -16,9 +16,10 @@ from pathlib import Path
 
 import torch
 from fastcore.script import call_parse
-from grid import PART, SETTINGS, Deadline, Job, Work, do_jobs, numbers, read_table, share, summary
+from grid import DRAWN, PART, SETTINGS, Deadline, Job, Work, do_jobs, numbers, read_table, share, summary
 from selftrain_nb.crops import PRESETS
 from selftrain_nb.selftrain import ARMS, Options, Recipe
+from selftrain_nb.transfer import TRANSFER_ARMS, TransferRecipe
 
 BASE = Recipe(n=1600, epochs=(6, 6), valid_every=3)  # 1 200 steps; 2 400 of full
 THREE = 'teacher', 'control', 'student'
@@ -57,6 +58,7 @@ class Table:
     "What a table is made of"
     jobs: list
     settings: str  # in order of worth
+    base: Recipe = BASE  # what the jobs change
 
 
 TABLES = dict(
@@ -67,8 +69,16 @@ TABLES = dict(
     labels=Table([Job(arms=THREE)], ','.join(f'camvid_{n}' for n in (6, 12, 25, 50, 100, 'all'))),
     centroids=Table([Job(f'p={p:g}', dict(sampler='centroid', p=p), ('teacher',)) for p in (0., .25, .5, 1.)],
                     'camvid_50,scenes'),
-    crops=Table([Job(s, dict(schedule=s), ('teacher',)) for s in ('constant', *PRESETS)], 'camvid_50,scenes'))
+    crops=Table([Job(s, dict(schedule=s), ('teacher',)) for s in ('constant', *PRESETS)], 'camvid_50,scenes'),
+    transfer=Table([Job(f'{n} labels', dict(target_labels=n), TRANSFER_ARMS) for n in (10, 30, 100)],
+                   'city_b,camvid_to_idd,idd_to_camvid',
+                   TransferRecipe(n=1600, epochs=(6, 6), source_epochs=6, valid_every=3)))
 
+
+def needed(settings):
+    "Folders of data that some settings read"
+    both = [s for n in settings for s in (n, SETTINGS[n].source) if s]
+    return sorted({SETTINGS[s].data for s in both} - {*DRAWN})
 
 def _check(table, settings, data, changes):
     "ValueError for what cannot be"
@@ -76,7 +86,7 @@ def _check(table, settings, data, changes):
     for what, names, known in (('table', [table], TABLES), ('setting', settings, SETTINGS), ('change', changes, jobs)):
         bad = [n for n in names if n not in known]
         if bad: raise ValueError(f'no {what} {bad[0]!r}: choose of {", ".join(known)}')
-    for folder in {SETTINGS[n].data for n in settings} - {''}:
+    for folder in needed(settings):
         if not data: raise ValueError(f'--data is missing: the folder that has {folder}/ below it')
         if not (Path(data)/folder).is_dir(): raise ValueError(f'--data {data}: there is no {folder}/ below it')
 
@@ -115,12 +125,12 @@ def main(
     given = dict(small=small, size=size, crop=crop, epochs=epochs, n=n, bs=bs, bf16=bf16)
     given = {k: v for k, v in given.items() if v}
     stated = ' '.join(f'--{k}' if v is True else f'--{k} {v}' for k, v in given.items())
-    folder = '--data FOLDER' if any(SETTINGS[s].data for s in settings.split(',')) else ''
+    folder = '--data FOLDER' if needed(settings.split(',')) else ''
     into = f'--csv results/{Path(csv).name}' if csv else ''
     command = ' '.join(filter(None, [f'python benchmarks/tables.py {table}', into, stated, folder]))
     options = Options(num_workers=num_workers, valid_bs=8, readers=4 if num_workers else 1, progress=False, check=False)
-    work = Work(data, Path(out or f'runs/{table}'), Path(csv or f'results/{table}.csv'), BASE, given, command, options,
-                _jobs(table, changes, arms))
+    out, csv, base = Path(out or f'runs/{table}'), Path(csv or f'results/{table}.csv'), TABLES[table].base
+    work = Work(data, out, csv, base, given, command, options, _jobs(table, changes, arms))
     for path in (work.out, work.csv.parent): path.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     if minutes: Deadline.until = time.time() + 60 * minutes
