@@ -27,7 +27,7 @@ export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 
 if [ "${GPU_SMALL:-}" ]; then
   bf16=0 processes=${PROCESSES:-2} workers=${WORKERS:-0} minutes=${MINUTES:-4} seeds=${SEEDS:-0,1}
-  more=${MORE:-"--size 96 --n 16 --epochs 2,2"}
+  more=${MORE:-"--size 96 --crop 64,96 --n 16 --epochs 2,2"}
 fi
 if [ "${WHEELS:-}" ]; then
   site=$(mktemp -d)

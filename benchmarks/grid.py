@@ -10,7 +10,7 @@ import math, subprocess, sys, time, traceback
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
-import pandas as pd, torch
+import pandas as pd
 from fastai.callback.core import Callback
 from filelock import FileLock
 from selftrain_nb.cli import find_mapping
@@ -91,7 +91,8 @@ class Work:
     given: dict  # fields of the recipe that were given in the command
     command: str  # for the last column, without settings and seeds
     options: Options
-    jobs: list
+    jobs: list  # those that were asked for
+    order: list  # names of all changes of the table
 
 
 def numbers(text): return tuple(map(int, str(text).split(',')))
@@ -124,19 +125,15 @@ def read_table(csv):
     df = pd.read_csv(csv, dtype=dict(recipe=str)) if Path(csv).exists() else pd.DataFrame(columns=KEYS)
     return df.assign(change=df.change.fillna('') if 'change' in df else '')
 
-def group_of(df):
-    "What is compared: rows of one recipe, or all changes of a recipe"
-    return df.recipe.where(df.change == '', '')
-
 def update_table(work, rows):
     "Put rows into the table, in place of those of the same arm"
-    with FileLock(str(work.out/'.csv.lock')):
+    with FileLock(str(work.csv.with_suffix('.lock'))):
         df = pd.concat([d for d in (read_table(work.csv), rows) if len(d)], ignore_index=True)
         df = df.drop_duplicates(KEYS, keep='last')
-        known = dict(data=[*SETTINGS], change=[j.change for j in work.jobs], arm=dict.fromkeys(SHOWN + TRANSFER_ARMS),
+        known = dict(data=[*SETTINGS], change=work.order, arm=dict.fromkeys(SHOWN + TRANSFER_ARMS),
                      split=('val', 'test'))
-        df = df.assign(group=group_of(df)).sort_values(
-            ['data', 'group', 'change', 'arm', 'seed', 'split'], kind='stable',
+        df = df.sort_values(
+            ['data', 'recipe', 'change', 'arm', 'seed', 'split'], kind='stable',
             key=lambda c: c.map({v: k for k, v in enumerate(known[c.name])}) if c.name in known else c)
         head = [c for c in HEAD if c in df and (c != 'change' or df.change.any())]
         with atomic_write(work.csv) as tmp:
@@ -151,8 +148,9 @@ def last_round(run):
 
 def do_job(work, name, seed, job):
     "All arms of one setting, seed and change that the table does not have; BlockingIOError when others are at it"
-    recipe, df = recipe_of(work, name, seed, **job.fields), read_table(work.csv)
-    mine = df[(df.data == name) & (df.seed == seed) & (df.change == job.change) & (df.recipe == recipe.short())]
+    recipe, base = recipe_of(work, name, seed, **job.fields), recipe_of(work, name, seed).short()
+    df = read_table(work.csv)
+    mine = df[(df.data == name) & (df.seed == seed) & (df.change == job.change) & (df.recipe == base)]
     arms = [a for a in job.arms if a not in set(mine.arm)]
     how = ' '.join(f'{k}={v}' for k, v in work.given.items()) or 'full resolution'
     root = work.out/name/how/f'seed{seed}'
@@ -162,16 +160,21 @@ def do_job(work, name, seed, job):
         for arm in arms:
             if time.time() > Deadline.until: raise OutOfTime('the time is over')
             train = transfer_arm if SETTINGS[name].source else train_arm
-            rows = train(work, name, root, recipe, job, arm)
-            update_table(work, rows.assign(command=f'{work.command} --settings {name} --seeds {seed}'))
+            rows = train(work, name, root, recipe, job, arm).assign(data=name, change=job.change, recipe=base)
+            which = f' --changes "{job.change}"' if job.change else ''
+            update_table(work, rows.assign(command=f'{work.command} --settings {name} --seeds {seed}{which}'))
             say(f'{name} seed {seed}: {job.change} {arm} done')
 
 
 def _wait_for(root, teacher):
     "BlockingIOError while another process trains a teacher; ValueError when nobody does"
     change, _, arm = teacher.partition('/')
-    if not teacher or (arm or 'teacher') in Run(root/change).done: return
-    with folder_lock(root/change, '.job'): raise ValueError(f'{root/change} has no finished {arm or "teacher"}')
+    arm = arm or 'teacher'
+    if not teacher or arm in Run(root/change).done: return
+    with folder_lock(root/change, '.job'):
+        if arm in Run(root/change).done: return
+        raise ValueError(f'{root/change} has no finished {arm}: train {change!r} in this --out first (take its rows '
+                         'out of the table where they come from another folder)')
 
 
 def train_arm(work, name, root, recipe, job, arm):
@@ -179,8 +182,7 @@ def train_arm(work, name, root, recipe, job, arm):
     table, teacher = few_labels(SETTINGS[name], work.data, recipe.seed), root/job.teacher if job.teacher else None
     run = self_train(table, root/job.change, recipe, [arm], teacher, cbs=[Deadline()], options=work.options)
     run = last_round(run) if arm == 'student' else run
-    cells = dict(data=name, labels=len(table.train.real), change=job.change, arm=arm, seed=recipe.seed)
-    return pd.DataFrame(result_rows(run.metrics(arm), **cells, recipe=recipe.short()))
+    return pd.DataFrame(result_rows(run.metrics(arm), labels=len(table.train.real), arm=arm, seed=recipe.seed))
 
 
 def transfer_arm(work, name, root, recipe, job, arm):
@@ -192,7 +194,7 @@ def transfer_arm(work, name, root, recipe, job, arm):
     run = self_train(source, root/'source', first, ['teacher'], options=work.options)
     mapping = find_mapping('', source.space, target.space)
     found = transfer(run, target, mapping, root/job.change, recipe, [arm], work.options).results
-    return found[found.arm == arm].assign(data=name, change=job.change, recipe=recipe.short())
+    return found[found.arm == arm]
 
 
 def do_jobs(work, settings, seeds):
@@ -234,16 +236,15 @@ def share(work, n, minutes):
     return sum(c.returncode > 0 for c in children)
 
 
-def spread(s): return f'{s.mean():.1f} ± {s.std(ddof=1):.1f}' if len(s) > 1 else f'{s.mean():.1f}'
+def spread(s): return '' if not len(s) else f'{s.mean():.1f} ± {s.std():.1f}' if len(s) > 1 else f'{s.mean():.1f}'
 
 def summary(df) -> str:
     "Mean and standard deviation of each arm's mean IoU, and of its difference from the control, taken seed by seed"
     lines = []
-    for (data, _, split), g in df.groupby(['data', group_of(df), 'split'], sort=False):
-        by = g.pivot_table(index='seed', columns=['change', 'arm'], values='miou', sort=False)
-        controls = {change: by[change, arm] for change, arm in by if arm == 'control'}
-        for change, arm in by:
-            control = controls.get(change, next(iter(controls.values()), None))
+    for (data, recipe, split), g in df.groupby(['data', 'recipe', 'split'], sort=False):
+        by = g.pivot(index='seed', columns=['change', 'arm'], values='miou')
+        for change, arm in g[['change', 'arm']].drop_duplicates().itertuples(index=False):
+            control = next((by[c, 'control'] for c in (change, 'base') if (c, 'control') in by), None)
             diff = '' if control is None else spread((by[change, arm] - control).dropna())
             lines.append(dict(data=data, split=split, change=change, arm=arm, seeds=by[change, arm].count(),
                               miou=spread(by[change, arm].dropna()), against_control=diff))

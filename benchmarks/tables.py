@@ -49,6 +49,7 @@ CHANGES = [  # the recipe with one ingredient left out or changed
            student_encoder='tf_efficientnet_lite0'),
     change('batch norm of weak views', norm='weak'),
     change('online', ('online',)),
+    change('online, start from the teacher', ('online',), student_init='teacher'),
     change('online, no threshold', ('online',), online_conf=0.),
     change('online, two strong views', ('online',), online_views=2)]
 
@@ -63,13 +64,13 @@ class Table:
 
 TABLES = dict(
     selftrain=Table([Job(arms=ARMS)], 'camvid_eighth,scenes,camvid_12,idd_30'),
-    longer=Table([Job('as in the tables', dict(), ('control',)), Job('twice the steps', dict(epochs=(12, 12)),
-                                                                      ('control',))], 'camvid_12,idd_30,scenes'),
+    longer=Table([Job('base', {}, ('control',)), change('twice the steps', ('control',), epochs=(6, 12))],
+                 'camvid_12,idd_30,scenes'),
     ingredients=Table(CHANGES, 'camvid_12'),
     labels=Table([Job(arms=THREE)], ','.join(f'camvid_{n}' for n in (6, 12, 25, 50, 100, 'all'))),
     centroids=Table([Job(f'p={p:g}', dict(sampler='centroid', p=p), ('teacher',)) for p in (0., .25, .5, 1.)],
                     'camvid_50,scenes'),
-    crops=Table([Job(s, dict(schedule=s), ('teacher',)) for s in ('constant', *PRESETS)], 'camvid_50,scenes'),
+    crops=Table([Job(s, dict(schedule=s), ('teacher',)) for s in PRESETS], 'camvid_50,scenes'),
     transfer=Table([Job(f'{n} labels', dict(target_labels=n), TRANSFER_ARMS) for n in (10, 30, 100)],
                    'city_b,camvid_to_idd,idd_to_camvid',
                    TransferRecipe(n=1600, epochs=(6, 6), source_epochs=6, valid_every=3)))
@@ -130,7 +131,8 @@ def main(
     command = ' '.join(filter(None, [f'python benchmarks/tables.py {table}', into, stated, folder]))
     options = Options(num_workers=num_workers, valid_bs=8, readers=4 if num_workers else 1, progress=False, check=False)
     out, csv, base = Path(out or f'runs/{table}'), Path(csv or f'results/{table}.csv'), TABLES[table].base
-    work = Work(data, out, csv, base, given, command, options, _jobs(table, changes, arms))
+    order = [j.change for j in TABLES[table].jobs]
+    work = Work(data, out, csv, base, given, command, options, _jobs(table, changes, arms), order)
     for path in (work.out, work.csv.parent): path.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     if minutes: Deadline.until = time.time() + 60 * minutes

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['ARMS', 'Arm', 'Trainer', 'ImageCount', 'device_name', 'measure_splits']
 
-# %% ../nbs/27_arms.ipynb #9d5748c7
+# %% ../nbs/27_arms.ipynb #80d860e1
 import platform
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 import pandas as pd, torch
 from fastcore.basics import patch
@@ -46,7 +46,9 @@ class Arm:
     @property
     def n_real(self): return len({p for s in self.streams for p in s.rows.real.df.image})
     @property
-    def n_pseudo(self): return len({p for s in self.streams for p in s.rows.df.image[s.rows.df.kind != 'real']})
+    def n_pseudo(self):
+        "Images whose labels a teacher makes, before the training or in it"
+        return len({p for s in self.streams for p in s.rows.df.image[s.rows.df.kind != 'real']})
 
 # %% ../nbs/27_arms.ipynb #debda2e8
 @patch
@@ -65,12 +67,11 @@ def arm(self:Recipe,
     n, again = self.epoch_samples(table), dict(strong=True, weight=self.pseudo_weight)
     first = self.stream(table.revealed if name == 'full' else table, n=n)
     (t, s), own, student = self.epochs, (self.encoder, self.arch), self.student_network
-    again_from = self.student_init == 'teacher' or name == 'online'
-    init = init if again_from and student == own else None
+    init = init if self.student_init == 'teacher' and student == own else None
     if name == 'teacher': return Arm(name, [first], t, own, averaged=False)
     if name == 'full': return Arm(name, [first], t + s, own)
     if name == 'control': second = self.stream(table, name='control', **again)
-    elif name == 'online': second = self.stream(table.unlabelled, weight=self.pseudo_weight)
+    elif name == 'online': second = replace(self, sampler='random').stream(table.unlabelled, weight=self.pseudo_weight)
     else: second = self.stream(pseudo, labels=self.pseudo_labels, **again)
     return Arm(name, [first, second], s, student, init)
 

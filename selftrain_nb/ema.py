@@ -88,52 +88,64 @@ class MeanTeacher(Callback):
         self.min_conf, self.augment, self.ramp, self.views, self.stream = min_conf, augment, ramp, views, stream
         self.identity = dict(mean_teacher=[min_conf, augment.to_dict(), ramp, views, stream])
 
+    def before_fit(self): self.run = not hasattr(self.learn, 'lr_finder')
     def begin_fit(self):
-        streams, weights = getattr(self.dls, 'streams', None), getattr(self.loss_func, 'stream_weights', None)
-        if streams is None or weights is None or not hasattr(self.learn, 'ema'):
-            raise ValueError('MeanTeacher needs DataLoaders from seg_dls with a stream of unlabelled images, SegLoss '
-                             'with stream_weights, and EMA() among the callbacks: the average is its teacher')
-        self.number = range(len(streams))[self.stream]
+        streams, weights = getattr(self.dls, 'streams', ()), getattr(self.loss_func, 'stream_weights', None)
+        free = {k: k % len(streams) for k in range(-len(streams), len(streams)) if not streams[k].labelled}
+        self.number = free.get(self.stream)
+        if self.stream in free and weights is not None and hasattr(self.learn, 'ema'): return
+        raise ValueError(f'MeanTeacher needs DataLoaders from seg_dls whose stream {self.stream} has no labels, SegLoss '
+                         'with stream_weights, and EMA() among the callbacks: the average is its teacher')
 
-# %% ../nbs/17_ema.ipynb #15285041
+# %% ../nbs/17_ema.ipynb #a0777b1e
 @patch
 @torch.no_grad()
 def label(self:MeanTeacher,
     images, # (n, 3, H, W) floats from 0 to 1
-): # (n, H, W) class ids; void where the teacher is not sure, and beyond the image
-    "What the average of the weights sees"
+): # (n, H, W) class ids; void below the threshold, and beyond the image
+    "What the EMA teacher predicts"
     conf, ids = self.ema.average.module.eval()(images).softmax(1).max(1)
     border = ((images * 255).round() == images.new_tensor(GREY)[:, None, None]).all(1)
     return ids.masked_fill((conf < self.min_conf) | border, VOID)
 
-# %% ../nbs/17_ema.ipynb #33ad845d
+# %% ../nbs/17_ema.ipynb #dfad3b09
 @patch
 def before_batch(self:MeanTeacher):
     "Label the weak views, and put strong ones in their place"
-    of = next(y for y in self.yb if isinstance(y, TensorStream)).as_subclass(torch.Tensor)
-    at, batch = (of == self.number).nonzero()[:, 0], [*self.xb, *self.yb]
-    seen = batch[0][at].as_subclass(torch.Tensor)
-    ids = self.label(seen)
-    batch[1][at] = ids.to(batch[1].dtype)
-    again = at.repeat(self.views - 1)
+    batch, of, (rank, world) = [*self.xb, *self.yb], self.streams_of(), self.dls.train.plan.shard
+    at = (of == self.number).nonzero()[:, 0]
+    seen, again = batch[0][at].as_subclass(torch.Tensor), at.repeat(self.views - 1)
+    batch[1][at] = self.label(seen).to(batch[1].dtype)
     batch = [torch.cat([t, t[again]]).as_subclass(type(t)) for t in batch]
     at = torch.cat([at, torch.arange(len(of), len(batch[0]), device=at.device)])
-    rng = np.random.default_rng((self.dls.seed, self.epoch, self.iter, 3))
+    rng = np.random.default_rng((self.dls.seed, self.epoch, self.iter * world + rank, 3))
     batch[0][at] = self.augment.photometric(seen.repeat(self.views, 1, 1, 1), rng)
-    self.weigh(self.rise() * (ids != VOID).float().mean())
     self.learn.xb, self.learn.yb = tuple(batch[:1]), tuple(batch[1:])
 
+@patch
+def streams_of(self:MeanTeacher):
+    "The number of each sample's stream"
+    return next(y for y in self.yb if isinstance(y, TensorStream)).as_subclass(torch.Tensor)
+
+# %% ../nbs/17_ema.ipynb #d3b47f76
 @patch
 def rise(self:MeanTeacher):
     "The ramp: from almost 0 to 1"
     return math.exp(-5 * max(0, 1 - self.pct_train / self.ramp) ** 2) if self.ramp else 1.
 
 @patch
-def weigh(self:MeanTeacher, share):
-    "Give the stream a share of its weight"
-    self.loss_func.stream_weights[self.number] = self.dls.streams[self.number].weight * share
+def weigh(self:MeanTeacher, part):
+    "Give the stream a part of its weight"
+    weights = self.loss_func.stream_weights.clone() # the gradient still needs the old ones
+    weights[self.number] = self.dls.streams[self.number].weight * part
+    self.loss_func.stream_weights = weights
 
 @patch
-def after_fit(self:MeanTeacher):
+def after_pred(self:MeanTeacher):
+    "The ramp, times the share of the stream's pixels that have a label"
+    self.weigh(self.rise() * (self.yb[0][self.streams_of() == self.number] != VOID).float().mean().item())
+
+@patch
+def after_loss(self:MeanTeacher):
     "The stream has its own weight again"
     self.weigh(1.)

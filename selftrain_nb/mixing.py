@@ -90,8 +90,9 @@ def pairs(self:Mix,
     B = len(batch[0])
     streams = next((t for t in batch if isinstance(t, TensorStream)), torch.zeros(B)).cpu().numpy().astype(int)
     partner, chosen = np.arange(B), rng.random(B) < self.p
-    for k in [None] if self.across else np.unique(streams):
-        order = rng.permutation(np.flatnonzero((streams == k) | self.across))
+    groups = streams * (not self.across)
+    for k in np.unique(groups):
+        order = rng.permutation(np.flatnonzero(groups == k))
         partner[order] = np.roll(order, 1)
     return torch.from_numpy(partner), torch.from_numpy(chosen & np.isin(streams, self.mixed))
 

@@ -46,13 +46,14 @@ class SegModel(nn.Module):
     ):
         super().__init__()
         self.net, self.multiple, self.bf16 = net.to(memory_format=torch.channels_last), multiple, bf16
-        self.weak = 0 # so many first samples of a training batch set the running statistics, see `WeakNorm`; 0: all
+        self.weak = 0 # so many first samples of the next batch set the running statistics, see `WeakNorm`; 0: all
         for k, v in dict(mean=mean, std=std).items(): self.register_buffer(k, torch.tensor(v)[:, None, None])
 
     def forward(self, x):
-        if not (self.training and 0 < self.weak < len(x)): return self.logits(x)
-        weak = self.logits(x[:self.weak])
-        with fixed_statistics(self.net): return torch.cat([weak, self.logits(x[self.weak:])])
+        n, self.weak = self.weak, 0
+        if not (self.training and 0 < n < len(x)): return self.logits(x)
+        weak = self.logits(x[:n])
+        with fixed_statistics(self.net): return torch.cat([weak, self.logits(x[n:])])
 
     def logits(self, x):
         (h, w), m = x.shape[-2:], self.multiple
@@ -89,15 +90,14 @@ def seg_splitter(
     ids = {id(p) for p in enc.parameters()}
     return [list(enc.parameters()), [p for p in model.parameters() if id(p) not in ids]]
 
-# %% ../nbs/16_models.ipynb #ee06fd90
+# %% ../nbs/16_models.ipynb #55dc94f7
 class WeakNorm(Callback):
     "The first stream's samples set the running statistics of a `SegModel`; the others are normalised among themselves"
-    order, run_valid, identity = 7, False, dict(norm='weak')
+    order, run_valid = 7, False
+    def __init__(self): self.identity = dict(norm='weak')
     def before_fit(self):
         if not isinstance(get_model(self.model), SegModel): raise ValueError('WeakNorm needs a SegModel')
 
     def before_batch(self):
         of = next((t for t in self.yb if isinstance(t, TensorStream)), torch.zeros(len(self.xb[0])))
         get_model(self.model).weak = int((of.as_subclass(torch.Tensor) == 0).sum())
-
-    def after_batch(self): get_model(self.model).weak = 0

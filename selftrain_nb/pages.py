@@ -151,7 +151,7 @@ def _goes_on(run, arm):
     "An arm that starts with the weights of its teacher"
     r = run.recipe
     same = r.student_network == (r.encoder, r.arch)
-    return (arm == 'online' or arm in ('student', 'control') and r.student_init == 'teacher') and same
+    return arm in ('student', 'control', 'online') and r.student_init == 'teacher' and same
 
 def training_history(
     run, # `Run`

@@ -29,8 +29,8 @@ class _Network(_Fields):
     encoder: str = 'tf_efficientnet_lite0'  # any timm encoder that gives feature maps
     arch: str = 'fpn'  # decoder: fpn, deeplabv3plus, unet, pspnet, dpt, ...
     pretrained: bool|str = True  # ImageNet weights for the encoder, or a file of weights; False: from scratch
-    student_encoder: str = ''  # encoder of student and control; the teacher's if not given
-    student_arch: str = ''  # decoder of student and control; the teacher's if not given
+    student_encoder: str = ''  # encoder of student, control and online; the teacher's if not given
+    student_arch: str = ''  # decoder of student, control and online; the teacher's if not given
 
 # %% ../nbs/26_recipe.ipynb #13127aa8
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Recipe(_Labelling):
     weight_power: float = .5  # class weights: frequency to the power of minus this; 0: none
     ema: float = .99  # decay of the moving average of the weights of student, control and full; 0: none
     schedule: str|tuple = 'constant'  # of the crop size: constant, coarse2fine, fine2coarse, coarse2fine+, fine2coarse+
-    norm: str = 'all'  # batch statistics of all streams together, or of the first stream's weak views only: all, weak
+    norm: str = 'all'  # running statistics of batch norm: of all streams, or of the first one, the others apart (weak)
     student_init: str = 'fresh'  # student and control start fresh (as the teacher did), or from the teacher
     rounds: int = 1  # how often a student becomes the teacher of the next round, as long as it gains
     valid_every: int = 1  # validate each so many epochs, and after the last

@@ -74,7 +74,8 @@ def _check_arms(table, recipe, arms):
 def _teacher_from(teacher):
     "The run that a teacher comes from, and which arm of it: from a run, its folder, or the folder of an arm"
     run, arm = teacher if isinstance(teacher, Run) else Run(teacher), 'teacher'
-    if run.path.name in ARMS and (run.path/'metrics.json').exists(): run, arm = Run(run.path.parent), run.path.name
+    if run.path.name in ARMS and (run.path.parent/'config.json').exists():
+        run, arm = Run(run.path.parent), run.path.name
     if arm not in run.done: raise ValueError(f'{run.path}: no finished {arm} in this run')
     return run, arm
 
@@ -83,7 +84,7 @@ def _check_teacher(teacher, table, trainer):
     if not teacher: return None, '', None
     (run, arm), space = _teacher_from(teacher), table.space
     if arm == 'teacher': found = teacher_of(run, table, trainer)
-    else: found = run.predictor(arm, trainer.device, trainer.network(trainer.recipe.arm('control', table)))
+    else: found = run.predictor(arm, trainer.device, network_like(trainer, arm, table))
     if found.space != space: raise ValueError(f'{run.path}: its {arm} predicts {found.space}, not {space}')
     return run, arm, found.hash
 
@@ -125,7 +126,7 @@ def _more_rounds(first, arms, table, trainer):
         if not _gained(last): break
         say(f'round {k}: the student of round {k - 1} is the teacher')
         run = Run(first.path/f'round{k}')
-        claim_folder(run.path, 'config.json', {**first.config, 'round': k})
+        claim_run(run.path, {**first.config, 'round': k}, r)
         table.save(run.path/'table.csv')
         hand_over(last, 'student', run, trainer)
         _arms(run, [a for a in arms if a not in ('online', 'full')], table, trainer)

@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selftrain_nb.augment import GREY, strong
+from selftrain_nb.checkpoint import Checkpoint, OtherRunError
 from selftrain_nb.ema import EMA, MeanTeacher
 from selftrain_nb.labels import VOID
 from selftrain_nb.losses import SegLoss
 from selftrain_nb.mixing import CutMix
-from selftrain_nb.models import SegModel, WeakNorm, fixed_statistics
+from selftrain_nb.models import WeakNorm, fixed_statistics
 from selftrain_nb.scenes import scenes
 from selftrain_nb.selftrain import Options, Recipe, self_train
 from selftrain_nb.streams import Stream, seg_dls
@@ -36,7 +37,7 @@ def learner(few, *cbs, bs=(2, 3)):
 
 
 class Keep(Callback):
-    "What each batch is before the callbacks, after them, and the teacher's logits of the weak views"
+    "Each batch, the teacher's logits of it, and the weights of the streams that the loss gets"
     run_valid = False
 
     def __init__(self, order):
@@ -46,6 +47,8 @@ class Keep(Callback):
         self.batches.append([t.as_subclass(torch.Tensor).clone() for t in (*self.xb, *self.yb)])
         with torch.no_grad():
             self.logits.append(deepcopy(self.ema.average.module).eval()(self.batches[-1][0]))
+
+    def after_pred(self):
         self.weights.append(self.loss_func.stream_weights.tolist())
 
 
@@ -95,10 +98,11 @@ def test_views_differ_and_repeat(few):
 def test_pasted_boxes_bring_the_teachers_labels(few):
     "CutMix comes after the labels: image and mask are of the same two samples"
     learn = learner(few, EMA(), MeanTeacher(0.0, replace(strong, colour=0, hue=0, grey=0, blur=0)), CutMix(1.0))
-    learn.add_cbs([After(4.5), Before(6)])
+    learn.add_cbs([Before(4.5), After(6)])
     with learn.no_bar(), learn.no_logging():
         learn.fit(1, 1e-3)
-    for (x, y, _), (x2, y2, _) in zip(learn.after.batches, learn.before.batches):
+    pasted = 0
+    for (x, y, _), (x2, y2, _) in zip(learn.before.batches, learn.after.batches):
         for k in (2, 3, 4):
             from_others = torch.zeros_like(y[0], dtype=torch.bool)
             same = {j: (x2[k] == x[j]).all(0) for j in (2, 3, 4)}
@@ -106,14 +110,38 @@ def test_pasted_boxes_bring_the_teachers_labels(few):
                 from_others |= same[j] & ~same[k]
                 assert y2[k][same[j] & ~same[k]].equal(y[j][same[j] & ~same[k]])
             assert y2[k][~from_others].equal(y[k][~from_others])
+            pasted += from_others.any().item()
+    assert pasted >= 4
+
+
+def test_human_labels_that_are_pasted_in_count(few):
+    "The weight of the stream is the share of the pixels that have a label after mixing"
+    learn = learner(few, EMA(), MeanTeacher(1.0, ramp=0.0), CutMix(1.0, across=True), After(6))
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1, 1e-3)
+    shares = [(y[2:] != VOID).float().mean().item() for _, y, _ in learn.after.batches]
+    assert [w[1] for w in learn.after.weights] == pytest.approx(shares) and max(shares) > 0.05
 
 
 def test_what_it_needs(few):
     with pytest.raises(ValueError, match='EMA'):
         learner(few, MeanTeacher()).fit(1)
-    one = seg_learner(seg_dls(Stream(few, n=4), crop=(32, 64), bs=2), 'test_byobnet', loss_func=SegLoss())
-    with pytest.raises(ValueError, match='stream_weights'):
-        one.fit(1, cbs=[EMA(), MeanTeacher()])
+    plain = learner(few, EMA(), MeanTeacher())
+    plain.loss_func = SegLoss()
+    labelled = seg_learner(seg_dls(Stream(few, n=4), Stream(few), crop=(32, 64), bs=2), 'test_byobnet')
+    for learn, cbs in ((plain, []), (labelled, [EMA(), MeanTeacher()])):
+        with pytest.raises(ValueError, match='no labels, SegLoss'):
+            learn.fit(1, cbs=cbs)
+    for wrong in (0, 5):
+        with pytest.raises(ValueError, match=f'stream {wrong} has no labels'):
+            learner(few, EMA(), MeanTeacher(stream=wrong)).fit(1)
+
+
+def test_a_search_for_the_learning_rate_goes_by(few):
+    learn = learner(few, EMA(), MeanTeacher())
+    with learn.no_bar(), learn.no_logging():
+        learn.lr_find(num_it=20, show_plot=False)
+    assert learn.loss_func.stream_weights.tolist() == [1, 1]
 
 
 def test_the_arm_is_checked_first(few, tmp_path):
@@ -129,7 +157,21 @@ def test_the_arm_is_checked_first(few, tmp_path):
     assert not (tmp_path / 'run').exists()
 
 
-def test_the_arm_starts_from_the_teacher_and_takes_as_many_steps(few, tmp_path):
+@pytest.mark.parametrize('init, same', [('fresh', False), ('teacher', True)])
+def test_the_arm_starts_as_the_student_does(few, tmp_path, init, same):
+    recipe, file = replace(TINY, student_init=init), tmp_path / 'teacher.safetensors'
+    arms = [recipe.arm(a, few, few.revealed, file) for a in ('student', 'control', 'online')]
+    assert {a.init for a in arms} == {file if same else None}
+    assert len({(a.epochs, a.network, a.averaged, a.mixed) for a in arms}) == 1
+
+
+def test_centroids_need_labels(few):
+    "Crops around class centroids are for streams that have labels; the unlabelled one is drawn at random"
+    first, second = replace(TINY, sampler='centroid').arm('online', few).streams
+    assert 'centroid' in repr(first) and 'random' in repr(second)
+
+
+def test_the_arm_takes_as_many_steps_as_the_control(few, tmp_path):
     run = self_train(few, tmp_path / 'run', TINY, ['control', 'online'], options=QUIET)
     online, control = run.metrics('online'), run.metrics('control')
     assert run.done == ['teacher', 'control', 'online']
@@ -178,8 +220,10 @@ def test_statistics_of_weak_views_only(few):
     strong_alone = deepcopy(alone)
     with fixed_statistics(strong_alone), torch.no_grad():
         assert strong_alone(x[2:]).allclose(out[2:], atol=1e-5)
-    learn.weak_norm.after_batch()
     assert learn.model.weak == 0
+    parts = [torch.autograd.grad(part.sum(), p, retain_graph=True) for part in (out[:2], out[2:])
+             for p in [next(learn.model.parameters())]]
+    assert all(g.abs().sum() > 0 for (g,) in parts)
     momenta = {m.momentum for m in learn.model.modules() if isinstance(m, torch.nn.BatchNorm2d)}
     assert 0 not in momenta
 
@@ -190,4 +234,11 @@ def test_weak_norm_changes_a_training(few):
         with learn.no_bar(), learn.no_logging():
             learn.fit(1, 1e-3)
     assert not all(p.equal(q) for p, q in zip(a.model.state_dict().values(), b.model.state_dict().values()))
-    assert isinstance(b.model, SegModel)
+
+
+def test_with_weak_norm_it_is_another_training(few, tmp_path):
+    with pytest.raises(OtherRunError, match='norm'):
+        for cbs in ([], [WeakNorm()]):
+            learn = learner(few, *cbs, Checkpoint(tmp_path))
+            with learn.no_bar(), learn.no_logging():
+                learn.fit(1, 1e-3)

@@ -480,8 +480,29 @@ def test_any_arm_can_be_a_teacher(done, tmp_path):
     assert later.metrics('teacher')['origin']['arm'] == 'control'
     assert later.metrics('teacher')['splits'] == run.metrics('control')['splits']
     assert later.predictor('student').hash != run.predictor('student').hash
-    with pytest.raises(ValueError, match='no finished teacher'):
-        train(data, tmp_path / 'none', teacher=run.path / 'online')
+    (tmp_path / 'own' / 'online').mkdir(parents=True)
+    shutil.copy(run.path / 'config.json', tmp_path / 'own')
+    with pytest.raises(ValueError, match='own: no finished online'):
+        train(data, tmp_path / 'none', teacher=tmp_path / 'own' / 'online')
+
+
+def test_a_run_of_an_older_version_goes_on(tmp_path):
+    "Fields that the recipe has since then had their default; also in later rounds, and never in a folder of others"
+    data, new = folder(tmp_path / 'data'), ('norm', 'mix_across', 'online_conf', 'online_views')
+    recipe = replace(QUICK, rounds=2)
+    run = train(data, tmp_path / 'run', recipe)
+    (tmp_path / 'run' / 'round2').mkdir(exist_ok=True)
+    (tmp_path / 'run' / 'round2' / 'config.json').write_text(json.dumps({**run.config, 'round': 2}))
+    configs = [*run.path.rglob('config.json')]
+    for file in configs:
+        file.write_text(json.dumps({k: v for k, v in read_json(file).items() if k not in new}))
+    assert train(data, tmp_path / 'run', recipe).config['norm'] == 'all'
+    with pytest.raises(ValueError, match='norm is'):
+        train(data, tmp_path / 'run', replace(recipe, norm='weak'))
+    before = configs[0].read_text()
+    with pytest.raises(ValueError, match='holds other work'):
+        train(data, tmp_path / 'run', replace(recipe, lr=0.5))
+    assert configs[0].read_text() == before
 
 
 @pytest.mark.parametrize('point', ['handover:1', 'handover:3'])

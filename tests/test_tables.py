@@ -1,0 +1,127 @@
+"The tables of trained models, without a training: rows, order, summary, jobs that wait, fail and go on."
+
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'benchmarks'))
+import grid, tables
+from grid import Job, Work
+from selftrain_nb.files import folder_lock
+from selftrain_nb.selftrain import Options, Recipe, Run
+
+JOBS = [
+    Job('base', arms=('teacher', 'control', 'student')),
+    Job('from scratch', dict(pretrained=False), ('control', 'student')),
+    Job('no EMA', dict(ema=0.0), ('student',), 'base'),
+]
+
+
+def work(path, jobs=JOBS, **given):
+    order = [j.change for j in JOBS]
+    path.mkdir(exist_ok=True)
+    return Work('', path / 'runs', path / 'table.csv', Recipe(), given, 'python x.py', Options(), list(jobs), order)
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    "Arms that are trained, by a function that does nothing but give rows"
+    calls = []
+
+    def train(work, name, root, recipe, job, arm):
+        (root / job.change / arm).mkdir(parents=True, exist_ok=True)
+        (root / job.change / arm / 'metrics.json').write_text('{}')
+        calls.append((job.change, arm, recipe.seed))
+        score = dict(teacher=40, control=50, student=60)[arm] - 40 * (job.change == 'from scratch') + recipe.seed
+        return pd.DataFrame([dict(labels=8, arm=arm, seed=recipe.seed, split=s, miou=score) for s in ('val', 'test')])
+
+    monkeypatch.setattr(grid, 'train_arm', train)
+    return calls
+
+
+
+def test_each_arm_is_trained_once(tmp_path, trained):
+    w = work(tmp_path)
+    assert grid.do_jobs(w, ['scenes'], [0, 1]) == 0
+    assert len(trained) == len(set(trained)) == 12
+    assert grid.do_jobs(w, ['scenes'], [0, 1, 2]) == 0
+    assert len(trained) == 18
+    df = grid.read_table(w.csv)
+    assert len(df) == 36 and not df.duplicated(grid.KEYS).any()
+    assert set(df.command) >= {'python x.py --settings scenes --seeds 1 --changes "no EMA"'}
+    assert set(df.recipe) == {grid.recipe_of(w, 'scenes', 0).short()}
+
+
+def test_order_and_control_do_not_depend_on_what_was_asked_for(tmp_path, trained):
+    "The control of a change is its own, or that of base; also when few changes were asked for at first"
+    first = work(tmp_path / 'a')
+    assert grid.do_jobs(first, ['scenes'], [0]) == 0
+    for jobs in (JOBS[:1], JOBS[1:]):
+        assert grid.do_jobs(work(tmp_path / 'b', jobs), ['scenes'], [0]) == 0
+    tables_ = [(tmp_path / k / 'table.csv').read_text() for k in 'ab']
+    assert tables_[0] == tables_[1]
+    found = grid.summary(grid.read_table(first.csv)).splitlines()
+    diffs = {tuple(line.split()[1:-3]): float(line.split()[-1]) for line in found[1:]}
+    assert diffs['val', 'no', 'EMA', 'student'] == 10
+    assert diffs['val', 'from', 'scratch', 'student'] == 10
+    assert diffs['test', 'base', 'teacher'] == -10
+
+
+def test_recipes_are_not_mixed(tmp_path, trained):
+    grid.do_jobs(work(tmp_path, JOBS[:1]), ['scenes'], [0])
+    grid.do_jobs(work(tmp_path, JOBS[:1], bs=2), ['scenes'], [0])
+    lines = grid.summary(grid.read_table(tmp_path / 'table.csv')).splitlines()
+    assert len(lines) == 1 + 2 * 6
+
+
+def test_a_job_waits_for_its_teacher(tmp_path, trained):
+    "Another process trains it; nobody does; it is there"
+    w = work(tmp_path, JOBS[2:])
+    recipe = grid.recipe_of(w, 'scenes', 0)
+    root = w.out / 'scenes' / 'full resolution' / 'seed0'
+    with folder_lock(root / 'base', '.job'):
+        with pytest.raises(BlockingIOError):
+            grid.do_job(w, 'scenes', 0, JOBS[2])
+    with pytest.raises(ValueError, match='no finished teacher'):
+        grid.do_job(w, 'scenes', 0, JOBS[2])
+    assert grid.do_jobs(w, ['scenes'], [0]) == 1 and not trained
+    grid.train_arm(w, 'scenes', root, recipe, JOBS[0], 'teacher')
+    grid.do_job(w, 'scenes', 0, JOBS[2])
+    assert trained[-1] == ('no EMA', 'student', 0) and Run(root / 'base').done == ['teacher']
+
+
+def test_the_time_that_is_given(tmp_path, trained, monkeypatch):
+    monkeypatch.setattr(grid.Deadline, 'until', 0)
+    assert grid.do_jobs(work(tmp_path), ['scenes'], [0]) == 0 and not trained
+
+
+@pytest.mark.parametrize('name', tables.TABLES)
+def test_every_table_can_begin(name, tmp_path):
+    "Each job of each table has a recipe for each of its settings, small or not, and its teacher comes before it"
+    table = tables.TABLES[name]
+    changes = [j.change for j in table.jobs]
+    assert len(set(changes)) == len(changes)
+    for k, job in enumerate(table.jobs):
+        assert not job.teacher or job.teacher.split('/')[0] in changes[:k]
+        for setting in table.settings.split(','):
+            for given in ({}, dict(small=True)):
+                w = Work('', tmp_path, tmp_path / 'x.csv', table.base, given, '', Options(), [], [])
+                recipe = grid.recipe_of(w, setting, 3, **job.fields)
+                assert recipe.seed == 3 and recipe.short() != 'default'
+
+
+@pytest.mark.parametrize(
+    'args, text',
+    [
+        (('nothing', ['scenes'], '', []), "no table 'nothing'"),
+        (('labels', ['moon'], '', []), "no setting 'moon'"),
+        (('ingredients', ['scenes'], '', ['sugar']), "no change 'sugar'"),
+        (('labels', ['camvid_12'], '', []), 'camvid/ below it'),
+        (('transfer', ['idd_to_camvid'], '.', []), 'there is no camvid/'),
+    ],
+)
+def test_what_cannot_be_is_said_first(args, text):
+    with pytest.raises(ValueError, match=text):
+        tables._check(*args)
