@@ -1,5 +1,5 @@
 "The commands as a newcomer types them: what they find, what they say, and how they end."
-import json, os, re, subprocess, sys
+import re, subprocess, sys
 from dataclasses import fields
 from pathlib import Path
 

@@ -1,6 +1,6 @@
 "Files that are whole or absent, folders that belong to one run, and files and folders that are recognised again."
 
-import errno, json, os, subprocess, sys
+import errno, os, subprocess, sys
 from pathlib import Path
 
 import pytest

@@ -1,6 +1,6 @@
 "Networks by names, pretrained encoders and what they see, and the loss."
 
-import pickle, re, warnings
+import pickle, re
 
 import numpy as np, pytest, timm, torch
 import torch.nn as nn, torch.nn.functional as F
@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 from torchvision.transforms.functional import to_tensor
 
 from selftrain_nb.models import *
-from selftrain_nb.encoders import DPT, build_network
+from selftrain_nb.encoders import build_network
 from selftrain_nb.streams import TensorClasses, TensorConfidence, TensorSoft, TensorStream
 
 LITE = 'tf_efficientnet_lite0'

@@ -10,7 +10,7 @@ from PIL import Image
 from selftrain_nb.labels import LabelSpace, VOID
 from selftrain_nb.metrics import ConfusionMatrix
 from selftrain_nb.models import SegModel, save_tensors, seg_model
-from selftrain_nb.outputs import AdjustedModel, EnsembleModel, RemappedModel, TemperedModel, model_probabilities
+from selftrain_nb.outputs import AdjustedModel, EnsembleModel, TemperedModel, model_probabilities
 from selftrain_nb.predict import Predictor, Views, labelled_batches, show_predictions, size_batches
 from selftrain_nb.table import SegTable
 from selftrain_nb.views import _starts, average, evaluating, predict_views, safe_log

@@ -1,7 +1,7 @@
 """Labelling that is stopped, shared, moved and given bad files; statistics, thresholds and selection against
 brute force."""
 
-import io, json, os, shutil, warnings
+import io, os, shutil
 from pathlib import Path
 
 import numpy as np, pandas as pd, pytest, torch
@@ -13,12 +13,12 @@ import children
 from selftrain_nb.centroids import CentroidIndex, CentroidSampler
 from selftrain_nb.datasets import seg_folder
 from selftrain_nb.files import folder_lock, relative_names
-from selftrain_nb.labels import VOID, LabelSpace, Remap, read_conf, read_mask
+from selftrain_nb.labels import VOID, Remap, read_conf
 from selftrain_nb.models import seg_model
 from selftrain_nb.predict import Predictor, Views
 from selftrain_nb.pseudo import *
 from selftrain_nb.scenes import scenes
-from selftrain_nb.store import append_lines, label_names, read_done, settle
+from selftrain_nb.store import append_lines, label_names, settle
 from selftrain_nb.streams import Stream
 from selftrain_nb.table import SegTable
 

@@ -1,5 +1,5 @@
 "Tiny copies of public data sets, with their real folder and file names: what is read, and what is refused."
-import json, os, shutil, warnings
+import json, os, shutil
 from pathlib import Path
 
 import numpy as np, pytest

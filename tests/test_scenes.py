@@ -3,9 +3,8 @@
 import hashlib, json, os
 
 import numpy as np, pytest
-from PIL import Image
 
-from selftrain_nb.drawing import CITIES, CITY_A, CITY_B, DOMAINS, FRAMES, VERSION, Camera, _weather, _world, scene
+from selftrain_nb.drawing import CITY_A, CITY_B, DOMAINS, FRAMES, VERSION, Camera, _weather, _world, scene
 from selftrain_nb.labels import VOID
 from selftrain_nb.scenes import scenes
 import children

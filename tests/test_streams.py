@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
 from PIL import Image
-from fastai.vision.all import DataLoaders, Interpretation, Learner, TensorImage, TensorMask, load_learner, nn
+from fastai.vision.all import Interpretation, Learner, TensorImage, TensorMask, load_learner, nn
 from selftrain_nb.augment import *
 from selftrain_nb.centroids import *
 from selftrain_nb.labels import *

@@ -8,7 +8,7 @@ from PIL import Image
 
 from selftrain_nb.check import check_table
 from selftrain_nb.files import Signatures, read_json
-from selftrain_nb.labels import VOID, LabelSpace, Remap, write_mask
+from selftrain_nb.labels import VOID, LabelSpace, Remap
 from selftrain_nb.table import SegTable, table_id, valid_classes
 
 SPACE = LabelSpace(['road', 'sky', 'car'])
