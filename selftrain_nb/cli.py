@@ -280,7 +280,7 @@ def collect(
 class Job:
     "What to do with it"
     out: str = 'runs'  # folder of the runs; the same command again goes on there
-    arms: str = 'teacher,student,control'  # what to train; full (all labels, the hidden ones too) and online (a mean teacher) can be added
+    arms: str = 'teacher,student,control'  # what to train; full (all labels) and online (a mean teacher) can be added
     seeds: str = '0'  # one run for each, such as 0,1,2
     teacher: str = ''  # folder of runs with these seeds, whose teachers are taken over
     csv: str = ''  # file for the results of all seeds
