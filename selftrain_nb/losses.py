@@ -94,6 +94,17 @@ def _sum(self:SegLoss,
     of = (stream[None] == torch.arange(len(sw), device=loss.device)[:, None]).float()
     return (sw * (of @ loss) / (of @ w).clamp(min=1e-6)).sum()
 
+# %% ../nbs/15_losses.ipynb #8b763a10
+@patch
+def weigh(self:SegLoss,
+    stream, # number
+    weight, # of its mean in the sum
+):
+    "Give a stream another weight, in a new tensor: the gradient of a loss before it still needs the old one"
+    weights = self.stream_weights.clone()
+    weights[stream] = weight
+    self.stream_weights = weights
+
 # %% ../nbs/15_losses.ipynb #b291f4a2
 @patch
 def before_batch(self:CastToTensor):
