@@ -7,10 +7,11 @@ __all__ = ['IMAGENET', 'fixed_statistics', 'SegModel', 'seg_model', 'seg_splitte
            'load_pretrained', 'weights_file', 'class_weights', 'soft_targets', 'SegLoss', 'save_tensors',
            'read_tensors', 'weights_hash']
 
-# %% ../nbs/16_models.ipynb #42782d52
+# %% ../nbs/16_models.ipynb #27688d67
 from contextlib import contextmanager, nullcontext
 import torch, torch.nn as nn, torch.nn.functional as F
 import timm
+from fastcore.basics import patch
 from .tensors import *
 from .encoders import *
 from .losses import *
@@ -55,13 +56,16 @@ class SegModel(nn.Module):
         weak = self.logits(x[:n])
         with fixed_statistics(self.net): return torch.cat([weak, self.logits(x[n:])])
 
-    def logits(self, x):
-        (h, w), m = x.shape[-2:], self.multiple
-        x = (x.as_subclass(torch.Tensor) - self.mean) / self.std
-        right = 2*m - w if max(h, w) <= m else -w % m # normalisation layers need two cells or more
-        x = F.pad(x, (0, right, 0, -h % m), mode='replicate').contiguous(memory_format=torch.channels_last)
-        with torch.autocast(x.device.type, torch.bfloat16) if self.bf16 else nullcontext(): out = self.net(x)
-        return (out.float() if self.bf16 else out)[..., :h, :w]
+# %% ../nbs/16_models.ipynb #0baa9cbf
+@patch
+def logits(self:SegModel, x):
+    "Normalise, pad, and cut the output"
+    (h, w), m = x.shape[-2:], self.multiple
+    x = (x.as_subclass(torch.Tensor) - self.mean) / self.std
+    right = 2*m - w if max(h, w) <= m else -w % m # normalisation layers need two cells or more
+    x = F.pad(x, (0, right, 0, -h % m), mode='replicate').contiguous(memory_format=torch.channels_last)
+    with torch.autocast(x.device.type, torch.bfloat16) if self.bf16 else nullcontext(): out = self.net(x)
+    return (out.float() if self.bf16 else out)[..., :h, :w]
 
 # %% ../nbs/16_models.ipynb #cea4ceeb
 def seg_model(

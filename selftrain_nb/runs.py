@@ -211,6 +211,7 @@ def _look_again(path, table, config, unusable):
     for k in ('trained.csv', 'measured.csv'): (path/k).unlink(missing_ok=True)
     write_json(path/'config.json', config)
 
+# %% ../nbs/94_runs.ipynb #2a319c3b
 def claim_run(
     path, # folder of the run
     config, # of `run_config`
