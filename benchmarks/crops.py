@@ -8,7 +8,7 @@ from the best round of each size. So whatever else the machine does, it does to 
 import common
 from common import seconds, show
 import numpy as np
-from fastai.callback.core import Callback
+from fastai.callback.core import Callback, CancelValidException
 from fastcore.script import call_parse
 from selftrain_nb.cli import open_data
 from selftrain_nb.crops import PRESETS, CropCost, CropSchedule
@@ -28,34 +28,38 @@ def learner(data, n=None):
 class At(Callback):
     "Every epoch at one size, as `CropSchedule` sets it"
     order = CropSchedule.order
-    def __init__(self, setting): self.setting = setting
+    def __init__(self, setting, validate): self.setting, self.validate = setting, validate
 
     def before_train(self):
         dl, s = self.dls.train, self.setting
         zoom = np.sqrt(np.prod(s.crop) / np.prod(dl.crop))
         self.learn.dl = dl.resized(s.crop, s.bs, zoom)
 
+    def before_validate(self):
+        if not self.validate: raise CancelValidException()
 
-def epoch(learn, setting):
-    "Train and validate one epoch"
-    with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=At(setting))
+
+def epoch(learn, setting, validate=True):
+    "Train one epoch, and validate"
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=At(setting, validate))
 
 
 def measure(
     learn, # of `learner`
     epochs, # of the fits
     rounds, # in which the sizes take turns
+    validate=True, # each epoch ends with validation
 ) -> dict: # {preset: (measured, predicted) seconds of a fit}
-    "Time each size that a preset uses, and add up"
+    "Time each size that a preset uses, and add up; predictions are of fits that validate"
     dl = learn.dls.train
     plans = {k: CropSchedule(k).settings(epochs, dl.n_first, dl.stream_bs[0], dl.crop) for k in PRESETS}
     sizes = {s for plan in plans.values() for s in plan}
     real, told = {s: np.inf for s in sizes}, {s: np.inf for s in sizes}
-    for s in sizes: epoch(learn, s)  # warm up
+    for s in sizes: epoch(learn, s, validate)  # warm up
     for _ in range(rounds):
         cost = CropCost(learn)
         for s in sizes:
-            real[s] = min(real[s], seconds(epoch, learn, s))
+            real[s] = min(real[s], seconds(epoch, learn, s, validate))
             told[s] = min(told[s], cost.epoch(s, dl.n_first))
     return {k: (sum(real[s] for s in plan), sum(told[s] for s in plan)) for k, plan in plans.items()}
 

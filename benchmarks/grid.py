@@ -11,19 +11,20 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import pandas as pd
+from crops import measure as crop_times
 from fastai.callback.core import Callback
 from filelock import FileLock
 from selftrain_nb.cli import find_mapping
-from selftrain_nb.files import atomic_write, folder_lock, say
+from selftrain_nb.files import atomic_write, folder_lock, read_json, say, write_json
 from selftrain_nb.public import camvid, idd_lite
 from selftrain_nb.scenes import scenes
-from selftrain_nb.selftrain import ARMS, Options, Recipe, Run, result_rows, self_train
+from selftrain_nb.selftrain import ARMS, Options, Recipe, Run, Trainer, result_rows, self_train
 from selftrain_nb.table import SegTable
 from selftrain_nb.transfer import TRANSFER_ARMS, transfer
 
 SHOWN = 'teacher', 'control', 'student', 'online', 'full'  # order of the rows
-HEAD = ('data labels change arm seed split miou miou_shared miou_new biou acc steps seconds device n_real n_pseudo '
-        'recipe').split()
+HEAD = ('data labels change p schedule arm seed split miou miou_shared miou_new biou acc steps seconds speedup device '
+        'n_real n_pseudo recipe').split()
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,7 @@ def do_job(work, name, seed, job):
             if time.time() > Deadline.until: raise OutOfTime('the time is over')
             train = transfer_arm if SETTINGS[name].source else train_arm
             rows = train(work, name, root, recipe, job, arm).assign(data=name, change=job.change, recipe=base)
+            rows = rows.assign(**columns(work, name, root.parent, recipe, job))
             which = f' --changes "{job.change}"' if job.change else ''
             update_table(work, rows.assign(command=f'{work.command} --settings {name} --seeds {seed}{which}'))
             say(f'{name} seed {seed}: {job.change} {arm} done')
@@ -175,6 +177,23 @@ def _wait_for(root, teacher):
         if arm in Run(root/change).done: return
         raise ValueError(f'{root/change} has no finished {arm}: train {change!r} in this --out first (take its rows '
                          'out of the table where they come from another folder)')
+
+
+def columns(work, name, folder, recipe, job):
+    "Cells of the tables `centroids` and `crops`"
+    found = {k: job.fields[k] for k in ('p', 'schedule') if k in job.fields}
+    if 'schedule' in found: found['speedup'] = crop_speedups(work, name, folder, recipe)[found['schedule']]
+    return found
+
+def crop_speedups(work, name, folder, recipe):
+    "{schedule: training time of constant crops / its own}, from short epochs of each size in turns, measured once"
+    file = folder/'speedups.json'
+    if not file.exists():
+        recipe = replace(recipe, schedule='constant', n=24 * recipe.bs)
+        arm = recipe.arm('teacher', few_labels(SETTINGS[name], work.data, recipe.seed))
+        found = crop_times(Trainer(recipe, work.options).learn(arm), recipe.epochs[0], rounds=3, validate=False)
+        write_json(file, {k: round(found['constant'][0] / v, 2) for k, (v, _) in found.items()})
+    return read_json(file)
 
 
 def train_arm(work, name, root, recipe, job, arm):

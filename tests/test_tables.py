@@ -69,6 +69,19 @@ def test_order_and_control_do_not_depend_on_what_was_asked_for(tmp_path, trained
     assert diffs['test', 'base', 'teacher'] == -10
 
 
+def test_p_schedule_and_speedup_have_columns(tmp_path, trained):
+    "The time of a schedule is measured once for each setting, in turns with that of constant crops"
+    jobs = [Job(s, dict(schedule=s), ('teacher',)) for s in ('constant', 'coarse2fine')]
+    w = work(tmp_path, jobs + [Job('p=0.5', dict(sampler='centroid', p=0.5), ('teacher',))], epochs='3,3', bs=1)
+    w.base = Recipe(encoder='test_byobnet', pretrained=False)
+    w.order = [j.change for j in w.jobs]
+    assert grid.do_jobs(w, ['scenes'], [0, 1]) == 0
+    df = grid.read_table(w.csv).set_index('change')
+    assert set(df.speedup['constant']) == {1} and df.speedup['coarse2fine'].nunique() == 1
+    assert (df.speedup['coarse2fine'] > 0).all() and set(df.p['p=0.5']) == {0.5}
+    assert set(df.schedule.dropna()) == {'constant', 'coarse2fine'} and df.p.notna().sum() == 4
+
+
 def test_recipes_are_not_mixed(tmp_path, trained):
     grid.do_jobs(work(tmp_path, JOBS[:1]), ['scenes'], [0])
     grid.do_jobs(work(tmp_path, JOBS[:1], bs=2), ['scenes'], [0])
