@@ -208,6 +208,8 @@ class OwnAugment(Augment):
 
     def to_dict(self): return dict(func=self.describe())
     def describe(self): return getattr(self.func, '__qualname__', repr(self.func))
+    def photometric(self, images, rng):
+        raise ValueError(f'augment: {self.describe()} changes PIL images, no batch; give an `Augment` such as `strong`')
 
     def apply(self, image, labels, rng, crop=None, centroid=None):
         image, labels = super().apply(image, labels, rng, crop, centroid)

@@ -104,8 +104,9 @@ class MeanTeacher(Callback):
         views=1, # strong views of each image in a batch
         stream=-1, # number of the stream of unlabelled images
     ):
-        self.min_conf, self.augment, self.ramp, self.views, self.stream = min_conf, augment, ramp, views, stream
-        self.identity = dict(mean_teacher=[min_conf, augment.to_dict(), ramp, views, stream])
+        self.min_conf, self.ramp, self.views, self.stream = min_conf, ramp, views, stream
+        self.augment = as_augment(augment)
+        self.identity = dict(mean_teacher=[min_conf, self.augment.to_dict(), ramp, views, stream])
 
     def before_fit(self): self.run = not hasattr(self.learn, 'lr_finder')
     def begin_fit(self): self.number = unlabelled_stream(self.learn, self.stream)

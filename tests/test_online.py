@@ -144,6 +144,16 @@ def test_a_search_for_the_learning_rate_goes_by(few):
     assert learn.loss_func.stream_weights.tolist() == [1, 1]
 
 
+def test_augment_is_an_augment(few):
+    "Strong views are made of a batch: a function of PIL images cannot, and says so before the first step"
+    def own(image, mask, rng): return image, mask
+    learn = learner(few, EMA(), MeanTeacher(augment=own))
+    with pytest.raises(ValueError, match='own changes PIL images'), learn.no_bar(), learn.no_logging():
+        learn.fit(1)
+    with pytest.raises(ValueError, match="augment='strong'"):
+        MeanTeacher(augment='strong')
+
+
 def test_the_arm_is_checked_first(few, tmp_path):
     for recipe, table, text in (
         (replace(TINY, ema=0.0), few, 'ema=0'),
