@@ -68,9 +68,10 @@ def arm(self:Recipe,
     first = self.stream(table.revealed if name == 'full' else table, n=n)
     (t, s), own, student = self.epochs, (self.encoder, self.arch), self.student_network
     init = init if self.student_init == 'teacher' and student == own else None
-    if name == 'teacher': return Arm(name, [first], t, own, averaged=False)
     if name == 'full': return Arm(name, [first], t + s, own)
-    if name == 'control': second = self.stream(table, name='control', **again)
+    if name == 'teacher' and not self.strong_teacher: return Arm(name, [first], t, own, averaged=False)
+    if name == 'teacher': return Arm(name, [first, self.stream(table, name='again', **again)], t, own)
+    if name == 'control': second = self.stream(table, name='again', **again)
     elif name == 'online': second = replace(self, sampler='random').stream(table.unlabelled, weight=self.pseudo_weight)
     else: second = self.stream(pseudo, labels=self.pseudo_labels, **again)
     return Arm(name, [first, second], s, student, init)

@@ -126,8 +126,9 @@ def _arm_rows(run, means, tail=''):
     def pct(s, k): return num(None if s.get(k) is None else 100 * s[k])
     for a in run.done:
         m = run.metrics(a)
-        origin = ' (taken over)' if m.get('origin') else ''
-        name = Td(swatch(ARM_COLOURS[a]), a + tail, ' ', Span(means[a] + origin, cls='dim'), cls='l')
+        origin = ' (taken over)' if m.get('origin') else ' (the teacher itself)' if m.get('same_as') else ''
+        learned = means['control' if a == 'teacher' and run.recipe.strong_teacher and not origin else a]
+        name = Td(swatch(ARM_COLOURS[a]), a + tail, ' ', Span(learned + origin, cls='dim'), cls='l')
         for split, s in (m['splits'] or {'–': {}}).items():
             scores = [pct(s, k) for k in ('miou', 'biou', 'acc')]
             yield [name, split, *scores, str(m['steps']), seconds(m['seconds']), str(m['n_real']), str(m['n_pseudo'])]

@@ -22,6 +22,7 @@ TRANSFER_ARMS = ('source', 'scratch', 'finetune', 'finetune_long', 'centroids', 
 class TransferRecipe(Recipe):
     "Everything that a transfer depends on: a `Recipe`, and what is asked of source and target"
     lr: float = 1e-3  # peak learning rate of what starts from the source: gently, so as not to forget
+    strong_teacher: bool = False  # in a transfer the teacher is an arm of its own: joint, centroids or finetune
     adjust: bool = True  # the teacher labels with logit adjustment, as if it had been trained without class weights
     target_labels: int|float = 0  # labels of the target to keep: a count, or a share below 1; 0: all there are
     by: str = 'group'  # keep whole groups of the target's labels, or single images (image)
@@ -52,6 +53,8 @@ def validate(self:TransferRecipe) -> TransferRecipe:
     _refuse(self, 'source_lr', 0 < self.source_lr <= 10, 'above 0, and at most 10')
     _refuse(self, 'replay_ratio', 0 < self.replay_ratio <= 1000, 'above 0, and at most 1000')
     _refuse(self, 'rounds', self.rounds == 1, '1: a transfer has one round')
+    _refuse(self, 'teachers', self.teachers == 1, '1: in a transfer one network labels')
+    _refuse(self, 'strong_teacher', not self.strong_teacher, 'False: in a transfer an arm of its own is the teacher')
     for name in ('student_encoder', 'student_arch'):
         _refuse(self, name, not getattr(self, name), "left out: in a transfer all arms have the source's network")
     if self.replay and self.pseudo_on != 'target':

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Run', 'result_rows', 'run_config', 'forget', 'prepare', 'claim_run', 'claimed', 'stage', 'network_like', 'teacher_of',
-           'hand_over']
+           'hand_over', 'is_teacher', 'same_as_teacher']
 
 # %% ../nbs/94_runs.ipynb #8411286b
 import re, shutil, time, warnings
@@ -217,8 +217,8 @@ def claim_run(
     config, # of `run_config`
     recipe, # `Recipe`
 ):
-    "`claim_folder` for a run; one that began before a field of the recipe existed had its default"
-    file, base = path/'config.json', type(recipe)().to_dict()
+    "`claim_folder` for a run; one that began before a field of the recipe existed had its default, or see `BEFORE`"
+    file, base = path/'config.json', {**type(recipe)().to_dict(), **BEFORE}
     old = read_json(file) if file.exists() else {}
     new = {k: v for k, v in base.items() if k not in old}
     if new and 'version' in old and {*old} <= {*config}: write_json(file, {**old, **new})
@@ -280,7 +280,13 @@ def teacher_of(
     arm = arm or run.metrics('teacher').get('origin', {}).get('arm', 'teacher')
     return run.predictor('teacher', trainer.device, network_like(trainer, arm, table))
 
-# %% ../nbs/94_runs.ipynb #3e56d4ba
+# %% ../nbs/94_runs.ipynb #d6f1d109
+def _copy_arm(source, folder):
+    "The files of a trained arm, but for `metrics.json`, which says that all others are there"
+    for name in ('images.csv', 'history.csv', 'predictor.safetensors'):
+        with atomic_write(folder/name) as tmp: tmp.write_bytes((source/name).read_bytes())
+        stop_at('handover')
+
 def hand_over(
     source, # `Run` whose network is taken over
     arm, # arm of `source`
@@ -290,12 +296,27 @@ def hand_over(
     "A network of one run becomes the teacher of another, and keeps its provenance"
     folder, m = run.path/'teacher', source.metrics(arm)
     if (folder/'metrics.json').exists(): return
-    for name in ('images.csv', 'history.csv', 'predictor.safetensors'):
-        with atomic_write(folder/name) as tmp: tmp.write_bytes((source.path/arm/name).read_bytes())
-        stop_at('handover')
+    _copy_arm(source.path/arm, folder)
     c, own = source.config, {k: v for k, v in run.config.items() if 'images and labels' in k}
     if any(c.get(k) != v for k, v in own.items()):
         found = teacher_of(run, run.table, trainer, m.get('origin', {}).get('arm', arm))
         m['splits'] = measure_splits(found, run.table, trainer.valid_bs, trainer.options.strict)
     origin = m.get('origin') or dict(arm=arm, recipe=source.recipe.short(), seed=source.recipe.seed, n_real=m['n_real'])
     write_json(folder/'metrics.json', dict(m, origin=origin))
+
+def is_teacher(
+    name, # of an arm
+    run, # `Run` with a finished teacher
+    trainer, # `Trainer`
+) -> bool:
+    "Whether an arm would be the teacher's training once more: so is the control, as a rule"
+    by_arm = trainer.learner or callable(trainer.cbs)
+    return name == 'control' and trainer.recipe.one_training and not by_arm and 'origin' not in run.metrics('teacher')
+
+def same_as_teacher(
+    run, # `Run` with a finished teacher
+    name, # of the arm
+):
+    "The teacher is that arm, too; nothing is trained twice"
+    _copy_arm(run.path/'teacher', run.path/name)
+    write_json(run.path/name/'metrics.json', dict(run.metrics('teacher'), same_as='teacher'))

@@ -96,22 +96,38 @@ def _check_weights(table, recipe, arms, teacher):
     for network, on in needed.items():
         if on: seg_model(len(table.space), *network, recipe.pretrained)
 
-# %% ../nbs/28_selftrain.ipynb #bbc30636
+# %% ../nbs/28_selftrain.ipynb #c35c45f7
+def _more_teachers(run, table, trainer):
+    "Networks trained as the teacher is, with other seeds, which label together with it; a later round has none"
+    r, o = trainer.recipe, trainer.options
+    for k in range(2, 1 + (1 if 'round' in run.config else r.teachers)):
+        other = Trainer(replace(r, seed=(r.seed + 1000 * (k - 1)) % 2**32), o, trainer.learner, trainer.cbs)
+        folder, arm = run.path/'teacher'/str(k), other.recipe.arm('teacher', table)
+        if not (folder/'predictor.safetensors').exists():
+            say(f'teacher {k} of {r.teachers}')
+            with stage(run, f'teacher {k}'): other.fit(arm, folder)
+        other.tidy(folder)
+        yield Predictor.load(folder/'predictor.safetensors', other.device, other.network(arm))
+
+def _label(run, table, trainer):
+    "Pseudo labels of the teacher, or of several together"
+    teachers = [teacher_of(run, table, trainer), *_more_teachers(run, table, trainer)]
+    with stage(run, 'pseudo labels'):
+        return label_images(run, Predictor.of(teachers), table.train.unlabelled, trainer)
+
+# %% ../nbs/28_selftrain.ipynb #97834693
 def _arms(run, arms, table, trainer):
     "Train the arms of one round in turn"
-    r, init = trainer.recipe, run.path/'teacher'/'predictor.safetensors'
-    pseudo, chosen = None, ()
+    r, init, pseudo, chosen = trainer.recipe, run.path/'teacher'/'predictor.safetensors', None, ()
     for name in [a for a in ARMS if a in arms or a == 'teacher']:
         if name in run.done: trainer.tidy(run.path/name)
+        elif is_teacher(name, run, trainer): same_as_teacher(run, name)
         else:
-            if name == 'student':
-                with stage(run, 'pseudo labels'): pseudo, chosen = _label(run, table, trainer)
+            if name == 'student': pseudo, chosen = _label(run, table, trainer)
             arm = replace(r.arm(name, table, pseudo, init), chosen_on=tuple(chosen) if name == 'student' else ())
             with stage(run, name): trainer(arm, run.path/name, table)
 
-def _label(run, table, trainer):
-    return label_images(run, teacher_of(run, table, trainer), table.train.unlabelled, trainer)
-
+# %% ../nbs/28_selftrain.ipynb #de8afeb8
 def _gained(run):
     "The student is better than its teacher on the validation images"
     if 'student' not in run.done: return False

@@ -21,6 +21,7 @@ EVERYTHING = replace(
     schedule='coarse2fine',
     bf16=True,
     rounds=2,
+    teachers=2,
     pseudo_labels='soft',
     precision=0.5,
     share=0.8,

@@ -15,6 +15,7 @@ from selftrain_nb.files import folder_lock, read_json
 from selftrain_nb.labels import Remap
 from selftrain_nb.datasets import seg_folder
 from selftrain_nb.losses import SegLoss
+from selftrain_nb.predict import Predictor
 from selftrain_nb.selftrain import ARMS, Options, Recipe, Run, Trainer, device_name, self_train
 from selftrain_nb.table import SegTable
 from selftrain_nb.training import seg_learner
@@ -88,7 +89,7 @@ def test_steps_are_those_taken(tmp_path):
     finally:
         L.Learner._step = one
     steps = {a: run.metrics(a)['steps'] for a in run.done}
-    assert steps == dict(teacher=3, student=3, control=3) and sum(steps.values()) == len(counted)
+    assert steps == dict(teacher=3, student=3, control=3) and len(counted) == 6  # the control is the teacher
     assert run.metrics('student')['samples'] == run.metrics('control')['samples'] == 3 * (4 + 10)
 
 
@@ -475,11 +476,12 @@ def test_a_taken_over_teacher_keeps_its_provenance(done, tmp_path):
 
 def test_any_arm_can_be_a_teacher(done, tmp_path):
     data, run = done
-    later = train(data, tmp_path / 'later', arms=['student'], teacher=run.path / 'control')
-    assert later.predictor('teacher').hash == run.predictor('control').hash
-    assert later.metrics('teacher')['origin']['arm'] == 'control'
-    assert later.metrics('teacher')['splits'] == run.metrics('control')['splits']
+    later = train(data, tmp_path / 'later', arms=['student', 'control'], teacher=run.path / 'student')
+    assert later.predictor('teacher').hash == run.predictor('student').hash
+    assert later.metrics('teacher')['origin']['arm'] == 'student'
+    assert later.metrics('teacher')['splits'] == run.metrics('student')['splits']
     assert later.predictor('student').hash != run.predictor('student').hash
+    assert later.predictor('control').hash == run.predictor('control').hash != later.predictor('teacher').hash
     (tmp_path / 'own' / 'online').mkdir(parents=True)
     shutil.copy(run.path / 'config.json', tmp_path / 'own')
     with pytest.raises(ValueError, match='own: no finished online'):
@@ -503,6 +505,12 @@ def test_a_run_of_an_older_version_goes_on(tmp_path):
     with pytest.raises(ValueError, match='holds other work'):
         train(data, tmp_path / 'run', replace(recipe, lr=0.5))
     assert configs[0].read_text() == before
+    for file in configs:
+        file.write_text(json.dumps({k: v for k, v in read_json(file).items() if k not in ('teachers', 'strong_teacher')}))
+    assert not run.recipe.strong_teacher
+    with pytest.raises(ValueError, match='strong_teacher is False there and True here'):
+        train(data, tmp_path / 'run', recipe)
+    assert train(data, tmp_path / 'run', replace(recipe, strong_teacher=False)).done == run.done
 
 
 @pytest.mark.parametrize('point', ['handover:1', 'handover:3'])
@@ -516,6 +524,63 @@ def test_a_stop_while_handing_over(done, tmp_path, point):
 
 def _take_over(data, out, teacher):
     train(data, out, teacher=teacher)
+
+
+# A strong teacher, and several teachers
+
+
+@pytest.mark.parametrize(
+    'changes, one',
+    [
+        ({}, True),
+        (dict(ema=0.0, cutmix=0.0, strong=False), True),
+        (dict(epochs=(1, 2)), False),
+        (dict(student_init='teacher'), False),
+        (dict(student_arch='unet'), False),
+        (dict(strong_teacher=False), False),
+    ],
+)
+def test_the_control_is_the_teacher_where_it_would_be_the_same_training(tmp_path, changes, one):
+    "A copy is what a training of its own gives, bit for bit"
+    data, r = folder(tmp_path / 'data'), replace(QUICK, **changes)
+    run = train(data, tmp_path / 'run', r, ['control'])
+    assert r.one_training == ('same_as' in run.metrics('control')) == one
+    own = train(data, tmp_path / 'own', r, ['control'], cbs=lambda arm: [])
+    assert 'same_as' not in own.metrics('control')
+    assert own.predictor('control').hash == run.predictor('control').hash
+    assert (own.predictor('teacher').hash == own.predictor('control').hash) == one
+    a, b = ({k: v for k, v in x.metrics('control').items() if k not in ('seconds', 'same_as')} for x in (own, run))
+    assert a == b
+
+
+def test_several_teachers_label_together(done, tmp_path):
+    "The second is the teacher of seed 1000; a stop while it trains; a later round has one teacher"
+    data, one = done
+    recipe = replace(QUICK, teachers=2)
+    run = train(data, tmp_path / 'run', recipe, ['student'])
+    other = train(data, tmp_path / 'other', replace(QUICK, seed=1000), ['teacher'])
+    second = Predictor.load(run.path / 'teacher' / '2' / 'predictor.safetensors')
+    assert second.hash == other.predictor('teacher').hash
+    assert run.predictor('teacher').hash == one.predictor('teacher').hash
+    both = Predictor.of([run.predictor('teacher'), second])
+    assert read_json(run.path / 'pseudo' / 'store.json')['teacher'] == both.hash
+    assert run.predictor('student').hash != one.predictor('student').hash
+    with pytest.raises(ValueError, match='teachers'):
+        train(data, one.path, recipe)
+
+
+def _two_teachers(data, out):
+    train(data, out, replace(QUICK, teachers=2, epochs=(2, 2)))
+
+
+@pytest.mark.parametrize('point', ['train.checkpoint:3', 'train.weights:2', 'handover:2'])
+def test_a_stop_between_teachers(tmp_path, point):
+    "The second teacher is half trained, or has no file yet; the control is half copied"
+    data = folder(tmp_path / 'data')
+    stopped_at(point, _two_teachers, data, tmp_path / 'run')
+    in_child(_two_teachers, data, tmp_path / 'run')
+    in_child(_two_teachers, data, tmp_path / 'whole')
+    assert_same(tmp_path / 'whole', tmp_path / 'run')
 
 
 # Rounds, thresholds, other networks
