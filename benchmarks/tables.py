@@ -27,6 +27,8 @@ THREE = 'teacher', 'control', 'student'
 
 def change(name, arms=('student',), teacher='base', **fields): return Job(name, fields, arms, teacher)
 
+WEAK = dict(strong_teacher=False, teachers=1)  # a teacher of one stream with weak views
+
 CHANGES = [  # the recipe with one ingredient left out or changed
     Job('base', arms=THREE),
     change('from scratch', THREE, '', pretrained=False),
@@ -42,7 +44,11 @@ CHANGES = [  # the recipe with one ingredient left out or changed
     change('soft labels', pseudo_labels='soft'),
     change('ratio 1:3', ratio=3.),
     change('start from the teacher', ('control', 'student'), student_init='teacher'),
-    change('labels of the control', teacher='base/control'),
+    change('weak teacher', ('teacher', 'student'), '', **WEAK),
+    change('one teacher', teachers=1),
+    change('three teachers', teachers=3),
+    change('labels at three scales', scales=(.75, 1., 1.5)),
+    change('labels with logit adjustment', adjust=True),
     change('two rounds', rounds=2),
     change('three rounds', rounds=3),
     change('larger teacher', ('teacher', 'student'), '', encoder='tf_efficientnet_lite2',
@@ -63,14 +69,15 @@ class Table:
 
 
 TABLES = dict(
-    selftrain=Table([Job(arms=ARMS)], 'camvid_eighth,scenes,camvid_12,idd_30'),
+    selftrain=Table([Job(arms=ARMS), Job('weak teacher', WEAK, ('teacher', 'student'))],
+                    'camvid_eighth,scenes,camvid_12,idd_30'),
     longer=Table([Job('base', {}, ('control',)), change('twice the steps', ('control',), epochs=(6, 12))],
                  'camvid_12,idd_30,scenes'),
     ingredients=Table(CHANGES, 'camvid_12'),
     labels=Table([Job(arms=THREE)], ','.join(f'camvid_{n}' for n in (6, 12, 25, 50, 100, 'all'))),
-    centroids=Table([Job(f'p={p:g}', dict(sampler='centroid', p=p), ('teacher',)) for p in (0., .25, .5, 1.)],
+    centroids=Table([Job(f'p={p:g}', dict(sampler='centroid', p=p, **WEAK), ('teacher',)) for p in (0., .25, .5, 1.)],
                     'camvid_50,scenes'),
-    crops=Table([Job(s, dict(schedule=s), ('teacher',)) for s in PRESETS], 'camvid_50,scenes'),
+    crops=Table([Job(s, dict(schedule=s, **WEAK), ('teacher',)) for s in PRESETS], 'camvid_50,scenes'),
     transfer=Table([Job(f'{n} labels', dict(target_labels=n), TRANSFER_ARMS) for n in (10, 30, 100)],
                    'city_b,camvid_to_idd,idd_to_camvid',
                    TransferRecipe(n=1600, epochs=(6, 6), source_epochs=6, valid_every=3)))

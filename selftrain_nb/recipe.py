@@ -79,7 +79,7 @@ class Recipe(_Labelling):
     schedule: str|tuple = 'constant'  # of the crop size: constant, coarse2fine, fine2coarse, coarse2fine+, fine2coarse+
     norm: str = 'all'  # running statistics of batch norm: of all streams, or of the first one, the others apart (weak)
     strong_teacher: bool = True  # the teacher trains as the control does: a second, strong stream, and averaged weights
-    teachers: int = 1  # networks that label together, each with a seed of its own; their probabilities are averaged
+    teachers: int = 2  # networks that label together, each with a seed of its own; their probabilities are averaged
     student_init: str = 'fresh'  # student and control start fresh (as the teacher did), or from the teacher
     rounds: int = 1  # how often a student becomes the teacher of the next round, as long as it gains
     valid_every: int = 1  # validate each so many epochs, and after the last
@@ -161,7 +161,7 @@ def to_dict(self:Recipe) -> dict:
     "As plain JSON types"
     return {k: _plain(v) for k, v in asdict(self).items()}
 
-BEFORE = dict(strong_teacher=False)  # what a run did before a field existed, where that is not the field's default
+BEFORE = dict(strong_teacher=False, teachers=1)  # what a run did before a field existed, where that is not the field's default
 
 @patch(cls_method=True)
 def from_dict(cls:Recipe, d):

@@ -23,6 +23,7 @@ class TransferRecipe(Recipe):
     "Everything that a transfer depends on: a `Recipe`, and what is asked of source and target"
     lr: float = 1e-3  # peak learning rate of what starts from the source: gently, so as not to forget
     strong_teacher: bool = False  # in a transfer the teacher is an arm of its own: joint, centroids or finetune
+    teachers: int = 1  # in a transfer one network labels
     adjust: bool = True  # the teacher labels with logit adjustment, as if it had been trained without class weights
     target_labels: int|float = 0  # labels of the target to keep: a count, or a share below 1; 0: all there are
     by: str = 'group'  # keep whole groups of the target's labels, or single images (image)

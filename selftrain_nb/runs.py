@@ -293,10 +293,11 @@ def hand_over(
     run, # `Run` that it becomes the teacher of
     trainer, # `Trainer`, which measures it where the table is another
 ):
-    "A network of one run becomes the teacher of another, and keeps its provenance"
+    "A network of one run becomes the teacher of another, with those that label beside it, and keeps its provenance"
     folder, m = run.path/'teacher', source.metrics(arm)
     if (folder/'metrics.json').exists(): return
-    _copy_arm(source.path/arm, folder)
+    more = [p.parent.name for p in sorted((source.path/arm).glob('*/predictor.safetensors'))]
+    for name in (*more, ''): _copy_arm(source.path/arm/name, folder/name)
     c, own = source.config, {k: v for k, v in run.config.items() if 'images and labels' in k}
     if any(c.get(k) != v for k, v in own.items()):
         found = teacher_of(run, run.table, trainer, m.get('origin', {}).get('arm', arm))

@@ -286,7 +286,7 @@ def front_page():
         'keep_labels(1/8': 'keep_labels(1/2',
         'bs=(8, 8)': 'bs=(2, 2)',
         'Stream(few)': 'Stream(few, n=4)',
-        'Recipe(crop=(96, 128))': 'Recipe(crop=(96, 128), bs=2, n=4, epochs=(1, 1))',
+        'Recipe(crop=(96, 128), teachers=1)': 'Recipe(crop=(96, 128), bs=2, n=4, epochs=(1, 1), teachers=1)',
     }
     for old, new in sorted(small.items(), key=lambda o: -len(o[0])):
         assert any(old in b for b in blocks), old

@@ -20,7 +20,8 @@ from selftrain_nb.selftrain import ARMS, Options, Recipe, Run, Trainer, device_n
 from selftrain_nb.table import SegTable
 from selftrain_nb.training import seg_learner
 
-QUICK = Recipe(encoder='test_byobnet', pretrained=False, crop=(32, 48), bs=2, n=4, epochs=(1, 1), valid_every=1)
+TINY = dict(encoder='test_byobnet', pretrained=False, crop=(32, 48), bs=2, n=4, epochs=(1, 1), valid_every=1)
+QUICK = Recipe(**TINY, teachers=1)
 QUIET = Options(progress=False)
 
 
@@ -567,6 +568,10 @@ def test_several_teachers_label_together(done, tmp_path):
     assert run.predictor('student').hash != one.predictor('student').hash
     with pytest.raises(ValueError, match='teachers'):
         train(data, one.path, recipe)
+    later = train(data, tmp_path / 'later', recipe, ['student'], teacher=run)
+    assert later.predictor('student').hash == run.predictor('student').hash
+    files = [r.path / 'teacher' / '2' / 'history.csv' for r in (run, later)]
+    assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def _two_teachers(data, out):
