@@ -499,8 +499,8 @@ def _transfer_seeds(args):
         collect(done, m.csv, name, command)
     _finish(done, m.csv, name, command, ('miou', 'miou_shared', 'miou_new'))
 
-# %% ../nbs/48_cli.ipynb #5e1852ca
-DEMO = dict(labels=8, recipe=dict(crop=(96, 128), epochs=(10, 10), n=200, lr=4e-3))
+# %% ../nbs/48_cli.ipynb #5d00ae58
+DEMO = dict(labels=8, recipe=dict(crop=(96, 128), epochs=(8, 8), n=200))
 
 @friendly
 def demo(argv=None):

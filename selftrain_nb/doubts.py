@@ -91,7 +91,8 @@ def _tiles(m, edges):
     def score(a): return tile(num(m[a]), f'{a}, mIoU (boundary {num(edges[a])})')
     tiles = [score(a) for a in ('teacher', 'student') if a in m]
     if 'student' in m:
-        tiles += [tile(diff(m['student'] - m[a]), f'student − {a}') for a in ('teacher', 'control', 'online') if a in m]
+        tiles += [tile(diff(m['student'] - m[a]), f'student − {a}') for a in ('teacher', 'control', 'online')
+                  if a in m and (a != 'teacher' or m[a] != m.get('control'))]
         if m.get('full', m['teacher']) - m['teacher'] >= NOISE:
             gap = 100 * gap_closed(m['teacher'], m['student'], m['full'])
             tiles.append(tile(f'{num(gap, 0)} %', 'gap closed'))

@@ -34,12 +34,13 @@ def _against(d, other):
 
 def _gain(t, s, c):
     "Sentences on student against teacher and control"
-    yield _against(s - t, 'its teacher')
+    if t == c: yield _against(s - c, 'the control: its teacher, which trained as long on human labels alone')
+    else: yield _against(s - t, 'its teacher')
     if c is None:
         yield ('There is no control, so this run proves nothing: a gain over the teacher may come from longer '
                'training alone.')
         return
-    yield _against(s - c, 'the control, which learned from human labels alone')
+    if t != c: yield _against(s - c, 'the control, which learned from human labels alone')
     if abs(s - c) < NOISE: yield 'No difference found: another seed changes as much.'
     elif s > c: yield 'In this run the unlabelled images brought that much.'
     else: yield 'In this run the unlabelled images brought nothing.'
@@ -49,7 +50,7 @@ def _room(t, s, c, f):
     if f is None: yield 'The arm full was not trained, so how much there was to gain is not known.'
     elif f - t < NOISE: yield f'All labels give {f:.1f}, hardly more than the teacher: next to nothing to gain.'
     else:
-        control = '' if c is None else f' (the control alone: {100 * gap_closed(t, c, f):.0f} %)'
+        control = '' if c in (None, t) else f' (the control alone: {100 * gap_closed(t, c, f):.0f} %)'
         closed = f'All labels give {f:.1f}. The student closed {100 * gap_closed(t, s, f):.0f} % of that gap{control}.'
         yield closed.replace('-', '−')
 
