@@ -475,7 +475,7 @@ def transfer(argv=None):
     from selftrain_nb.selftrain import Options
     from selftrain_nb.transfer import TransferRecipe
     p = _parser('transfer', transfer.__doc__)
-    own = 'seed', 'student_encoder', 'student_arch', 'rounds'  # have no meaning in a transfer
+    own = 'seed', 'student_encoder', 'student_arch', 'rounds', 'strong_teacher', 'teachers'  # mean nothing here
     for title, cls, skip in (('what to do', Move, ()), ('recipe', TransferRecipe, own), ('options', Options, ())):
         add_fields(p.add_argument_group(title, cls.__doc__), cls, skip)
     _transfer_seeds(p.parse_args(argv))

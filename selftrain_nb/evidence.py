@@ -45,6 +45,7 @@ def _gain(t, s, c):
     elif s > c: yield 'In this run the unlabelled images brought that much.'
     else: yield 'In this run the unlabelled images brought nothing.'
 
+# %% ../nbs/40_evidence.ipynb #ccfed08b
 def _room(t, s, c, f):
     "Sentences on what there was to gain"
     if f is None: yield 'The arm full was not trained, so how much there was to gain is not known.'

@@ -89,8 +89,8 @@ class Recipe(_Labelling):
 # %% ../nbs/26_recipe.ipynb #919bd6ee
 _RANGES = dict(bs=(1, 65536), n=(0, 2**40), ratio=(0, 1000), cutmix=(0, 1), classmix=(0, 1), p=(0, 1), tile=(0, 2**20),
                pseudo_weight=(0, 1e6), share=(0, 1), best=(0, 1), precision=(0, 1), lr=(0, 10), wd=(0, 10),
-               weight_power=(0, 2), ema=(0, .99999), rounds=(1, 99), teachers=(1, 99), valid_every=(1, 2**31), seed=(0, 2**32 - 1),
-               online_conf=(0, 1), online_views=(1, 9))
+               weight_power=(0, 2), ema=(0, .99999), rounds=(1, 99), valid_every=(1, 2**31), seed=(0, 2**32 - 1),
+               online_conf=(0, 1), online_views=(1, 9), teachers=(1, 99))
 _CHOICES = dict(sampler=('random', 'centroid'), pseudo_labels=('hard', 'weighted', 'soft'),
                 student_init=('fresh', 'teacher'), norm=('all', 'weak'))
 _ABOVE_ZERO = 'share', 'best', 'lr', 'ratio'
@@ -141,6 +141,7 @@ def validate(self:Recipe) -> Recipe:
     for enc, arch in {(self.encoder, self.arch), self.student_network}: check_encoder(enc, arch)
     return self
 
+# %% ../nbs/26_recipe.ipynb #709a0ac0
 @patch(as_prop=True)
 def student_network(self:Recipe):
     "Encoder and decoder of student and control"
@@ -161,7 +162,7 @@ def to_dict(self:Recipe) -> dict:
     "As plain JSON types"
     return {k: _plain(v) for k, v in asdict(self).items()}
 
-BEFORE = dict(strong_teacher=False, teachers=1)  # what a run did before a field existed, where that is not the field's default
+BEFORE = dict(strong_teacher=False, teachers=1)  # what runs did before these fields existed
 
 @patch(cls_method=True)
 def from_dict(cls:Recipe, d):

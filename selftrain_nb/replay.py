@@ -37,12 +37,18 @@ TransferRecipe.labelling_arm = property(
     lambda r: 'joint' if r.replay else 'centroids' if r.sampler == 'centroid' else 'finetune',
     doc="The arm that is the student's teacher")
 
-# %% ../nbs/30_replay.ipynb #3983eaff
+# %% ../nbs/30_replay.ipynb #c16e713e
 def _refuse(r, name, ok, what):
     if not ok: raise ValueError(f'{name}={getattr(r, name)!r}: must be {what}')
 
+_ALONE = dict(  # what has one value in a transfer
+    rounds=(1, '1: a transfer has one round'), teachers=(1, '1: in a transfer one network labels'),
+    strong_teacher=(False, 'False: in a transfer the teacher is an arm of its own'),
+    **dict.fromkeys(['student_encoder', 'student_arch'], ('', "left out: all arms have the source's network")))
+
 def _is_amount(v): return isinstance(v, int) and not isinstance(v, bool) and v >= 0 or 0 < v < 1
 
+# %% ../nbs/30_replay.ipynb #989d38cb
 @patch
 def validate(self:TransferRecipe) -> TransferRecipe:
     "The recipe itself; ValueError that names the field that cannot be, and its range"
@@ -53,11 +59,7 @@ def validate(self:TransferRecipe) -> TransferRecipe:
     _refuse(self, 'source_epochs', isinstance(self.source_epochs, int) and self.source_epochs > 0, 'a number from 1 on')
     _refuse(self, 'source_lr', 0 < self.source_lr <= 10, 'above 0, and at most 10')
     _refuse(self, 'replay_ratio', 0 < self.replay_ratio <= 1000, 'above 0, and at most 1000')
-    _refuse(self, 'rounds', self.rounds == 1, '1: a transfer has one round')
-    _refuse(self, 'teachers', self.teachers == 1, '1: in a transfer one network labels')
-    _refuse(self, 'strong_teacher', not self.strong_teacher, 'False: in a transfer an arm of its own is the teacher')
-    for name in ('student_encoder', 'student_arch'):
-        _refuse(self, name, not getattr(self, name), "left out: in a transfer all arms have the source's network")
+    for name, (value, what) in _ALONE.items(): _refuse(self, name, getattr(self, name) == value, what)
     if self.replay and self.pseudo_on != 'target':
         raise ValueError(f"pseudo_on={self.pseudo_on!r} gives the source's images pseudo labels, and replay their own: "
                          'choose one of the two (replay=False, or pseudo_on="target")')

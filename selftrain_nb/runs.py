@@ -305,6 +305,7 @@ def hand_over(
     origin = m.get('origin') or dict(arm=arm, recipe=source.recipe.short(), seed=source.recipe.seed, n_real=m['n_real'])
     write_json(folder/'metrics.json', dict(m, origin=origin))
 
+# %% ../nbs/94_runs.ipynb #b3df469a
 def is_teacher(
     name, # of an arm
     run, # `Run` with a finished teacher

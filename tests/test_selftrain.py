@@ -507,7 +507,8 @@ def test_a_run_of_an_older_version_goes_on(tmp_path):
         train(data, tmp_path / 'run', replace(recipe, lr=0.5))
     assert configs[0].read_text() == before
     for file in configs:
-        file.write_text(json.dumps({k: v for k, v in read_json(file).items() if k not in ('teachers', 'strong_teacher')}))
+        old = {k: v for k, v in read_json(file).items() if k not in ('teachers', 'strong_teacher')}
+        file.write_text(json.dumps(old))
     assert not run.recipe.strong_teacher
     with pytest.raises(ValueError, match='strong_teacher is False there and True here'):
         train(data, tmp_path / 'run', recipe)
