@@ -188,11 +188,12 @@ def columns(work, name, folder, recipe, job):
 def crop_speedups(work, name, folder, recipe):
     "{schedule: training time of constant crops / its own}, from short epochs of each size in turns, measured once"
     file = folder/'speedups.json'
-    if not file.exists():
-        recipe = replace(recipe, schedule='constant', n=24 * recipe.bs)
-        arm = recipe.arm('teacher', few_labels(SETTINGS[name], work.data, recipe.seed))
-        found = crop_times(Trainer(recipe, work.options).learn(arm), recipe.epochs[0], rounds=3, validate=False)
-        write_json(file, {k: round(found['constant'][0] / v, 2) for k, (v, _) in found.items()})
+    with FileLock(str(file) + '.lock'):
+        if not file.exists():
+            recipe = replace(recipe, schedule='constant', n=24 * recipe.bs)
+            arm = recipe.arm('teacher', few_labels(SETTINGS[name], work.data, recipe.seed))
+            found = crop_times(Trainer(recipe, work.options).learn(arm), recipe.epochs[0], rounds=3, validate=False)
+            write_json(file, {k: round(found['constant'][0] / v, 2) for k, (v, _) in found.items()})
     return read_json(file)
 
 

@@ -48,7 +48,7 @@ CHANGES = [  # the recipe with one ingredient left out or changed
     change('start from a weak teacher', ('control', 'student'), 'weak teacher', student_init='teacher', **WEAK),
     change('one teacher', teachers=1),
     change('one teacher, logit adjustment', teachers=1, adjust=True),
-    change('three teachers', teachers=3),
+    change('three teachers', ('teacher', 'student'), '', teachers=3),
     change('labels at three scales', scales=(.75, 1., 1.5)),
     change('two rounds', rounds=2),
     change('three rounds', rounds=3),

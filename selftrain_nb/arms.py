@@ -71,7 +71,7 @@ def arm(self:Recipe,
     if name == 'full': return Arm(name, [first], t + s, own)
     if name == 'teacher' and not self.strong_teacher: return Arm(name, [first], t, own, averaged=False)
     if name == 'teacher': return Arm(name, [first, self.stream(table, name='again', **again)], t, own)
-    if name == 'control': second = self.stream(table, name='again', **again)
+    if name == 'control': second = self.stream(table, name='again' if self.one_training else 'control', **again)
     elif name == 'online': second = replace(self, sampler='random').stream(table.unlabelled, weight=self.pseudo_weight)
     else: second = self.stream(pseudo, labels=self.pseudo_labels, **again)
     return Arm(name, [first, second], s, student, init)

@@ -93,6 +93,7 @@ def run_config(
 
 _WORDS = {f'{s} images and labels': f'the {s} images or labels are others' for s in _SPLITS}
 _WORDS |= {k: f'the {k} is another one' for k in ('source', 'mapping', 'teacher')}
+_WORDS['strong_teacher'] = 'strong_teacher differs (a run of an older version goes on with False, and teachers=1)'
 
 def _remeasure(path, table, recipe, same):
     "Arms keep what they learned when other images measure them"
@@ -211,17 +212,21 @@ def _look_again(path, table, config, unusable):
     for k in ('trained.csv', 'measured.csv'): (path/k).unlink(missing_ok=True)
     write_json(path/'config.json', config)
 
-# %% ../nbs/94_runs.ipynb #2a319c3b
+# %% ../nbs/94_runs.ipynb #b3367bea
+def _fill(path, config, recipe):
+    "Write down what a run of an older version did where the recipe has a field since then"
+    file, base = path/'config.json', {**type(recipe)().to_dict(), **BEFORE}
+    old = read_json(file) if file.exists() else {}
+    new = {k: v for k, v in base.items() if k not in old}
+    if new and 'version' in old and {*old} <= {*config}: write_json(file, {**old, **new})
+
 def claim_run(
     path, # folder of the run
     config, # of `run_config`
     recipe, # `Recipe`
 ):
     "`claim_folder` for a run; one that began before a field of the recipe existed had its default, or see `BEFORE`"
-    file, base = path/'config.json', {**type(recipe)().to_dict(), **BEFORE}
-    old = read_json(file) if file.exists() else {}
-    new = {k: v for k, v in base.items() if k not in old}
-    if new and 'version' in old and {*old} <= {*config}: write_json(file, {**old, **new})
+    _fill(path, config, recipe)
     claim_folder(path, 'config.json', config, words=_WORDS)
 
 # %% ../nbs/94_runs.ipynb #bb1fde3f
@@ -238,6 +243,7 @@ def claimed(
     path = Path(path)
     with folder_lock(path):
         if (path/'config.json').exists():
+            _fill(path, config, recipe)
             if options.refresh: _look_again(path, table, config, unusable)
             config = _remeasure(path, table, recipe, config)
         claim_run(path, config, recipe)
@@ -294,9 +300,9 @@ def hand_over(
     trainer, # `Trainer`, which measures it where the table is another
 ):
     "A network of one run becomes the teacher of another, with those that label beside it, and keeps its provenance"
-    folder, m = run.path/'teacher', source.metrics(arm)
+    folder, m = run.path/'teacher', {k: v for k, v in source.metrics(arm).items() if k != 'same_as'}
     if (folder/'metrics.json').exists(): return
-    more = [p.parent.name for p in sorted((source.path/arm).glob('*/predictor.safetensors'))]
+    more = [str(k) for k in range(2, 1 + trainer.recipe.teachers) if arm == 'teacher']
     for name in (*more, ''): _copy_arm(source.path/arm/name, folder/name)
     c, own = source.config, {k: v for k, v in run.config.items() if 'images and labels' in k}
     if any(c.get(k) != v for k, v in own.items()):

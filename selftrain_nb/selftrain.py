@@ -86,6 +86,9 @@ def _check_teacher(teacher, table, trainer):
     if arm == 'teacher': found = teacher_of(run, table, trainer)
     else: found = run.predictor(arm, trainer.device, network_like(trainer, arm, table))
     if found.space != space: raise ValueError(f'{run.path}: its {arm} predicts {found.space}, not {space}')
+    n, more = trainer.recipe.teachers, [*run.path.glob('teacher/*/predictor.safetensors')]
+    there = 1 + len(more) if arm == 'teacher' else 1
+    if there < n: raise ValueError(f'{run.path}: teachers={n}, and its {arm} is {there}: say teachers={there}')
     return run, arm, found.hash
 
 def _check_weights(table, recipe, arms, teacher):
@@ -96,24 +99,24 @@ def _check_weights(table, recipe, arms, teacher):
     for network, on in needed.items():
         if on: seg_model(len(table.space), *network, recipe.pretrained)
 
-# %% ../nbs/28_selftrain.ipynb #c35c45f7
+# %% ../nbs/28_selftrain.ipynb #7adfe35f
 def _more_teachers(run, table, trainer):
-    "Networks trained as the teacher is, with other seeds, which label together with it; a later round has none"
-    r, o = trainer.recipe, trainer.options
-    for k in range(2, 1 + (1 if 'round' in run.config else r.teachers)):
-        other = Trainer(replace(r, seed=(r.seed + 1000 * (k - 1)) % 2**32), o, trainer.learner, trainer.cbs)
-        folder, arm = run.path/'teacher'/str(k), other.recipe.arm('teacher', table)
+    "Train the networks that label beside the first teacher, as it is trained, but with other seeds"
+    r = trainer.recipe
+    for k in range(2, 1 + r.teachers):
+        seed, folder = (r.seed + 1000 * (k - 1)) % 2**32, run.path/'teacher'/str(k)
+        other = Trainer(replace(r, seed=seed), trainer.options, trainer.learner, trainer.cbs)
         if not (folder/'predictor.safetensors').exists():
             say(f'teacher {k} of {r.teachers}')
-            with stage(run, f'teacher {k}'): other.fit(arm, folder)
+            with stage(run, f'teacher {k}'): other.fit(other.recipe.arm('teacher', table), folder)
         other.tidy(folder)
-        yield Predictor.load(folder/'predictor.safetensors', other.device, other.network(arm))
 
 def _label(run, table, trainer):
-    "Pseudo labels of the teacher, or of several together"
-    teachers = [teacher_of(run, table, trainer), *_more_teachers(run, table, trainer)]
-    with stage(run, 'pseudo labels'):
-        return label_images(run, Predictor.of(teachers), table.train.unlabelled, trainer)
+    "Pseudo labels of the teachers together; in a later round the last student labels alone"
+    n = 1 if 'round' in run.config else trainer.recipe.teachers
+    files = [run.path/'teacher'/str(k)/'predictor.safetensors' for k in range(2, 1 + n)]
+    more = [Predictor.load(f, trainer.device, network_like(trainer, 'teacher', table)) for f in files]
+    return label_images(run, Predictor.of([teacher_of(run, table, trainer), *more]), table.train.unlabelled, trainer)
 
 # %% ../nbs/28_selftrain.ipynb #97834693
 def _arms(run, arms, table, trainer):
@@ -123,7 +126,9 @@ def _arms(run, arms, table, trainer):
         if name in run.done: trainer.tidy(run.path/name)
         elif is_teacher(name, run, trainer): same_as_teacher(run, name)
         else:
-            if name == 'student': pseudo, chosen = _label(run, table, trainer)
+            if name == 'teacher': _more_teachers(run, table, trainer)
+            if name == 'student':
+                with stage(run, 'pseudo labels'): pseudo, chosen = _label(run, table, trainer)
             arm = replace(r.arm(name, table, pseudo, init), chosen_on=tuple(chosen) if name == 'student' else ())
             with stage(run, name): trainer(arm, run.path/name, table)
 
@@ -161,7 +166,7 @@ def self_train(
     out, # folder of the run; the same call again goes on there
     recipe=Recipe(), # `Recipe`
     arms=ARMS[:3], # what to train, of `ARMS`
-    teacher=None, # finished `Run`, or its folder, whose teacher is taken over; or the folder of another arm of it
+    teacher=None, # finished `Run`, or its folder, whose teachers are taken over; or the folder of another arm of it
     learner=None, # function of (dls, recipe, arm) that gives a `Learner`: your network, your loss
     cbs=None, # more callbacks: a list, or a function of the arm that gives one
     options=Options(), # what cannot change a result

@@ -510,7 +510,7 @@ def test_a_run_of_an_older_version_goes_on(tmp_path):
         old = {k: v for k, v in read_json(file).items() if k not in ('teachers', 'strong_teacher')}
         file.write_text(json.dumps(old))
     assert not run.recipe.strong_teacher
-    with pytest.raises(ValueError, match='strong_teacher is False there and True here'):
+    with pytest.raises(ValueError, match='goes on with False, and teachers=1'):
         train(data, tmp_path / 'run', recipe)
     assert train(data, tmp_path / 'run', replace(recipe, strong_teacher=False)).done == run.done
 
@@ -573,6 +573,14 @@ def test_several_teachers_label_together(done, tmp_path):
     assert later.predictor('student').hash == run.predictor('student').hash
     files = [r.path / 'teacher' / '2' / 'history.csv' for r in (run, later)]
     assert files[0].read_bytes() == files[1].read_bytes()
+    for source in (one.path, run.path / 'student'):
+        with pytest.raises(ValueError, match='say teachers=1'):
+            train(data, tmp_path / 'no', recipe, teacher=source)
+    alone = train(data, tmp_path / 'alone', QUICK, ['student'], teacher=run)
+    assert alone.predictor('student').hash == one.predictor('student').hash
+    assert not (alone.path / 'teacher' / '2').exists() and not (tmp_path / 'no').exists()
+    adjusted = train(data, tmp_path / 'adjusted', replace(recipe, adjust=True), ['student'], teacher=run)
+    assert adjusted.done == ['teacher', 'student']
 
 
 def _two_teachers(data, out):
