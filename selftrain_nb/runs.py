@@ -302,7 +302,7 @@ def hand_over(
     "A network of one run becomes the teacher of another, with those that label beside it, and keeps its provenance"
     folder, m = run.path/'teacher', {k: v for k, v in source.metrics(arm).items() if k != 'same_as'}
     if (folder/'metrics.json').exists(): return
-    more = [str(k) for k in range(2, 1 + trainer.recipe.teachers) if arm == 'teacher']
+    more = [str(k) for k in range(2, 1 + trainer.recipe.teachers) if (source.path/arm/str(k)).exists()]
     for name in (*more, ''): _copy_arm(source.path/arm/name, folder/name)
     c, own = source.config, {k: v for k, v in run.config.items() if 'images and labels' in k}
     if any(c.get(k) != v for k, v in own.items()):

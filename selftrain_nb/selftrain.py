@@ -91,6 +91,7 @@ def _check_teacher(teacher, table, trainer):
     if there < n: raise ValueError(f'{run.path}: teachers={n}, and its {arm} is {there}: say teachers={there}')
     return run, arm, found.hash
 
+# %% ../nbs/28_selftrain.ipynb #547ac885
 def _check_weights(table, recipe, arms, teacher):
     "OSError or ValueError where the pretrained weights of an encoder cannot be had"
     own, student = (recipe.encoder, recipe.arch), recipe.student_network
