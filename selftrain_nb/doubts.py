@@ -79,6 +79,7 @@ def round_notes(
     if len(found) == 0: found = ['There was no second round: the student did not gain on the validation images.']
     return found
 
+# %% ../nbs/41_doubts.ipynb #a5e44ebb
 def together(
     run, # `Run`
 ) -> list: # sentences; empty where one network labels
