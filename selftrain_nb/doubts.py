@@ -115,6 +115,7 @@ def no_control(
     if 'student' not in run.done or 'control' in run.done: return ''
     return callout(B('There is no control beside the student.'), ' So this run proves nothing about self-training.')
 
+# %% ../nbs/41_doubts.ipynb #1fe74ded
 def headline(
     run, # `Run`
 ): # a part of a page
