@@ -326,5 +326,6 @@ def same_as_teacher(
     name, # of the arm
 ):
     "The teacher is that arm, too; nothing is trained twice"
+    say(f'{name}: the same training as the teacher, so a copy of it')
     _copy_arm(run.path/'teacher', run.path/name)
     write_json(run.path/name/'metrics.json', dict(run.metrics('teacher'), same_as='teacher'))

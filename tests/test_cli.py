@@ -52,7 +52,8 @@ def test_a_run_tells_what_it_found_and_does(tmp_path, say):
     said = say('run', '--data', data, '--out', tmp_path/'runs', *SMALL)
     assert said.status == 0
     assert '2 labelled, 3 unlabelled, 1 val, 1 test images; 2 classes' in said.out
-    at = [said.out.index(f'{arm}: 1 epochs') for arm in ('teacher', 'student', 'control')]
+    told = 'teacher 2 of 2', 'teacher: 1 epochs', 'student: 1 epochs', 'control: the same training as the teacher'
+    at = [said.out.index(text) for text in told]
     assert at == sorted(at)
     report, = re.findall('report: (.*)', said.out)
     assert Path(report).exists()
@@ -245,7 +246,8 @@ def test_help(say, command):
 def test_every_field_is_an_option(say):
     text, moved = say('run', '--help').out, say('transfer', '--help').out
     for cls, help in ((Recipe, text), (Options, text), (TransferRecipe, moved)):
-        none = {'seed'} | ({'student_encoder', 'student_arch', 'rounds'} if cls is TransferRecipe else set())
+        alone = {'student_encoder', 'student_arch', 'rounds', 'strong_teacher', 'teachers'}
+        none = {'seed'} | (alone if cls is TransferRecipe else set())
         missing = [f.name for f in fields(cls) if f.name not in none and f'--{f.name.replace("_", "-")}' not in help]
         assert not missing
     assert 'images/' in text and 'codes.txt' in text and 'val.txt' in text       # what a folder must look like
