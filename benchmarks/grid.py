@@ -6,8 +6,9 @@ arm. Several processes may share the work (--processes, or the same command in s
 """
 import os
 os.environ.setdefault('OMP_NUM_THREADS', '1')
-import math, subprocess, sys, time, traceback
+import math, shutil, subprocess, sys, time, traceback
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -18,11 +19,12 @@ from selftrain_nb.cli import find_mapping
 from selftrain_nb.files import atomic_write, folder_lock, read_json, say, write_json
 from selftrain_nb.public import camvid, idd_lite
 from selftrain_nb.scenes import scenes
-from selftrain_nb.selftrain import ARMS, Options, Recipe, Run, Trainer, result_rows, self_train
+from selftrain_nb.runs import teachers_of
+from selftrain_nb.selftrain import ARMS, Options, Recipe, Run, Trainer, measure_splits, result_rows, self_train
 from selftrain_nb.table import SegTable
 from selftrain_nb.transfer import TRANSFER_ARMS, transfer
 
-SHOWN = 'teacher', 'control', 'student', 'online', 'full'  # order of the rows
+SHOWN = 'teacher', 'teachers', 'control', 'student', 'online', 'full'  # order of the rows
 HEAD = ('data labels change p schedule arm seed split miou miou_shared miou_new biou acc steps seconds speedup device '
         'n_real n_pseudo recipe').split()
 
@@ -152,7 +154,7 @@ def do_job(work, name, seed, job):
     recipe, base = recipe_of(work, name, seed, **job.fields), recipe_of(work, name, seed).short()
     df = read_table(work.csv)
     mine = df[(df.data == name) & (df.seed == seed) & (df.change == job.change) & (df.recipe == base)]
-    arms = [a for a in job.arms if a not in set(mine.arm)]
+    arms = [a for a in _with_pair(job.arms, recipe) if a not in set(mine.arm)]
     how = ' '.join(f'{k}={v}' for k, v in work.given.items()) or 'full resolution'
     root = work.out/name/how/f'seed{seed}'
     if not arms: return
@@ -166,6 +168,12 @@ def do_job(work, name, seed, job):
             which = f' --changes "{job.change}"' if job.change else ''
             update_table(work, rows.assign(command=f'{work.command} --settings {name} --seeds {seed}{which}'))
             say(f'{name} seed {seed}: {job.change} {arm} done')
+
+
+def _with_pair(arms, recipe):
+    "After the teacher, the networks that label together, where there are several"
+    more = getattr(recipe, 'teachers', 1) > 1
+    return [k for a in arms for k in ([a, 'teachers'] if a == 'teacher' and more else [a])]
 
 
 def _wait_for(root, teacher):
@@ -200,9 +208,36 @@ def crop_speedups(work, name, folder, recipe):
 def train_arm(work, name, root, recipe, job, arm):
     "Train one arm of self-training, as far as that is not done; its rows"
     table, teacher = few_labels(SETTINGS[name], work.data, recipe.seed), root/job.teacher if job.teacher else None
-    run = self_train(table, root/job.change, recipe, [arm], teacher, cbs=[Deadline()], options=work.options)
+    if arm == 'teachers': return pair_rows(work, root/job.change, recipe, table)
+    train = partial(self_train, table, root/job.change, recipe, teacher=teacher, cbs=[Deadline()], options=work.options)
+    if arm == 'student' and teacher: share_labels(Run(teacher), train(arms=['teacher']), recipe)
+    run = train(arms=[arm])
     run = last_round(run) if arm == 'student' else run
     return pd.DataFrame(result_rows(run.metrics(arm), labels=len(table.train.real), arm=arm, seed=recipe.seed))
+
+
+MAKE_LABELS = 'teachers', 'adjust', 'scales', 'pseudo_labels', 'precision', 'sampler', 'p', 'tile'  # fields
+
+def share_labels(source, run, recipe):
+    "What the same teachers labelled in the same way for another job is copied"
+    made, own = source.path/'pseudo', run.path/'pseudo'
+    if own.exists() or not made.exists() or 'student' not in source.done: return
+    if all(getattr(source.recipe, k) == getattr(recipe, k) for k in MAKE_LABELS):
+        part = own.with_name('pseudo.part')
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.copytree(made, part)
+        part.rename(own)
+
+
+def pair_rows(work, path, recipe, table):
+    "What the networks that label reach together, with one network's steps, in the seconds of all"
+    run, trainer = Run(path), Trainer(recipe, work.options)
+    m = run.metrics('teacher')
+    logs = [pd.read_csv(f) for f in path.glob('teacher/*/history.csv')]
+    seconds = round(m['seconds'] + sum(float(h.seconds.sum()) for h in logs), 1)
+    found = measure_splits(teachers_of(run, table, trainer), table, trainer.valid_bs)
+    m = dict(m, splits=found, seconds=seconds)
+    return pd.DataFrame(result_rows(m, labels=len(table.train.real), arm='teachers', seed=recipe.seed))
 
 
 def transfer_arm(work, name, root, recipe, job, arm):
@@ -264,7 +299,8 @@ def summary(df) -> str:
     for (data, recipe, split), g in df.groupby(['data', 'recipe', 'split'], sort=False):
         by = g.pivot(index='seed', columns=['change', 'arm'], values='miou')
         for change, arm in g[['change', 'arm']].drop_duplicates().itertuples(index=False):
-            control = next((by[c, 'control'] for c in (change, 'base', '') if (c, 'control') in by), None)
+            own = change, change.removeprefix('online, '), 'base', ''
+            control = next((by[c, 'control'] for c in own if (c, 'control') in by), None)
             diff = '' if control is None else spread((by[change, arm] - control).dropna())
             lines.append(dict(data=data, split=split, change=change, arm=arm, seeds=by[change, arm].count(),
                               miou=spread(by[change, arm].dropna()), against_control=diff))

@@ -74,7 +74,7 @@ TABLES = dict(
                     'camvid_eighth,scenes,camvid_12,idd_30'),
     longer=Table([Job('base', {}, ('control',)), change('twice the steps', ('control',), epochs=(6, 12))],
                  'camvid_12,idd_30,scenes'),
-    ingredients=Table(CHANGES, 'camvid_12'),
+    ingredients=Table(CHANGES, 'idd_30'),
     labels=Table([Job(arms=THREE)], ','.join(f'camvid_{n}' for n in (6, 12, 25, 50, 100, 'all'))),
     centroids=Table([Job(f'p={p:g}', dict(sampler='centroid', p=p, **WEAK), ('teacher',)) for p in (0., .25, .5, 1.)],
                     'camvid_50,scenes'),
@@ -114,7 +114,7 @@ def main(
     csv:str='', # the table; results/TABLE.csv if not given
     settings:str='', # in order of worth; the table's own if not given
     seeds:str='0,1,2', # each draws the labels, the weights and the batches
-    changes:str='', # some of the table's changes, with a semicolon between them
+    changes:str='', # some of the table's changes, with a semicolon between them; `-` is the recipe as it is
     arms:str='', # some of its arms
     small:bool=False, # small images and crops, for CPUs
     size:str='', # working size of the images: long side, or height and width
@@ -128,7 +128,8 @@ def main(
     minutes:float=0., # stop after the epoch in which this time is over; 0: no limit
 ):
     "See above"
-    changes, arms = [c for c in changes.split(';') if c], [a for a in arms.split(',') if a]
+    changes = [c.removeprefix('-') for c in changes.split(';') if c]  # `-` is the job without a name
+    arms = [a for a in arms.split(',') if a]
     settings = settings or (TABLES[table].settings if table in TABLES else '')
     _check(table, settings.split(','), data, changes)
     given = dict(small=small, size=size, crop=crop, epochs=epochs, n=n, bs=bs, bf16=bf16)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Run', 'result_rows', 'run_config', 'forget', 'prepare', 'claim_run', 'claimed', 'stage', 'network_like', 'teacher_of',
-           'hand_over', 'is_teacher', 'same_as_teacher']
+           'teachers_of', 'hand_over', 'is_teacher', 'same_as_teacher']
 
 # %% ../nbs/94_runs.ipynb #8411286b
 import re, shutil, time, warnings
@@ -285,6 +285,16 @@ def teacher_of(
     "The teacher of a run, also where it is a network of the user's own"
     arm = arm or run.metrics('teacher').get('origin', {}).get('arm', 'teacher')
     return run.predictor('teacher', trainer.device, network_like(trainer, arm, table))
+
+def teachers_of(
+    run, # `Run` with a finished teacher
+    table, # `SegTable`
+    trainer, # `Trainer`
+) -> Predictor:
+    "The networks that label, as one: the teacher, and those that were trained beside it"
+    files = [run.path/'teacher'/str(k)/'predictor.safetensors' for k in range(2, 1 + trainer.recipe.teachers)]
+    more = [Predictor.load(f, trainer.device, network_like(trainer, 'teacher', table)) for f in files if f.exists()]
+    return Predictor.of([teacher_of(run, table, trainer), *more])
 
 # %% ../nbs/94_runs.ipynb #d6f1d109
 def _copy_arm(source, folder):

@@ -113,11 +113,8 @@ def _more_teachers(run, table, trainer):
         other.tidy(folder)
 
 def _label(run, table, trainer):
-    "Pseudo labels of the teachers together; in a later round the last student labels alone"
-    n = 1 if 'round' in run.config else trainer.recipe.teachers
-    files = [run.path/'teacher'/str(k)/'predictor.safetensors' for k in range(2, 1 + n)]
-    more = [Predictor.load(f, trainer.device, network_like(trainer, 'teacher', table)) for f in files]
-    return label_images(run, Predictor.of([teacher_of(run, table, trainer), *more]), table.train.unlabelled, trainer)
+    "Pseudo labels of the teachers together; the teacher of a later round, a student, is alone"
+    return label_images(run, teachers_of(run, table, trainer), table.train.unlabelled, trainer)
 
 # %% ../nbs/28_selftrain.ipynb #97834693
 def _arms(run, arms, table, trainer):

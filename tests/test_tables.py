@@ -34,7 +34,7 @@ def trained(monkeypatch):
         (root / job.change / arm).mkdir(parents=True, exist_ok=True)
         (root / job.change / arm / 'metrics.json').write_text('{}')
         calls.append((job.change, arm, recipe.seed))
-        score = dict(teacher=40, control=50, student=60)[arm] - 40 * (job.change == 'from scratch') + recipe.seed
+        score = dict(teacher=40, teachers=45, control=50, student=60)[arm] - 40 * (job.change == 'from scratch') + recipe.seed
         return pd.DataFrame([dict(labels=8, arm=arm, seed=recipe.seed, split=s, miou=score) for s in ('val', 'test')])
 
     monkeypatch.setattr(grid, 'train_arm', train)
@@ -45,11 +45,11 @@ def trained(monkeypatch):
 def test_each_arm_is_trained_once(tmp_path, trained):
     w = work(tmp_path)
     assert grid.do_jobs(w, ['scenes'], [0, 1]) == 0
-    assert len(trained) == len(set(trained)) == 12
+    assert len(trained) == len(set(trained)) == 14
     assert grid.do_jobs(w, ['scenes'], [0, 1, 2]) == 0
-    assert len(trained) == 18
+    assert len(trained) == 21
     df = grid.read_table(w.csv)
-    assert len(df) == 36 and not df.duplicated(grid.KEYS).any()
+    assert len(df) == 42 and not df.duplicated(grid.KEYS).any()
     assert set(df.command) >= {'python x.py --settings scenes --seeds 1 --changes "no EMA"'}
     assert set(df.recipe) == {grid.recipe_of(w, 'scenes', 0).short()}
 
@@ -73,7 +73,7 @@ def test_p_schedule_and_speedup_have_columns(tmp_path, trained):
     "The time of a schedule is measured once for each setting, in turns with that of constant crops"
     jobs = [Job(s, dict(schedule=s), ('teacher',)) for s in ('constant', 'coarse2fine')]
     w = work(tmp_path, jobs + [Job('p=0.5', dict(sampler='centroid', p=0.5), ('teacher',))], epochs='3,3', bs=1)
-    w.base = Recipe(encoder='test_byobnet', pretrained=False)
+    w.base = Recipe(encoder='test_byobnet', pretrained=False, teachers=1)
     w.order = [j.change for j in w.jobs]
     assert grid.do_jobs(w, ['scenes'], [0, 1]) == 0
     df = grid.read_table(w.csv).set_index('change')
@@ -86,7 +86,25 @@ def test_recipes_are_not_mixed(tmp_path, trained):
     grid.do_jobs(work(tmp_path, JOBS[:1]), ['scenes'], [0])
     grid.do_jobs(work(tmp_path, JOBS[:1], bs=2), ['scenes'], [0])
     lines = grid.summary(grid.read_table(tmp_path / 'table.csv')).splitlines()
-    assert len(lines) == 1 + 2 * 6
+    assert len(lines) == 1 + 2 * 8
+
+
+def test_two_teachers_and_their_labels(tmp_path, monkeypatch):
+    "The pair has rows of its own; jobs that label alike share labels, others do not"
+    monkeypatch.setitem(grid.DRAWN, '', dict(n=16, n_val=2, n_test=2))
+    ema, soft = (Job(k, f, ('student',), 'base') for k, f in dict(a=dict(ema=0.0), b=dict(pseudo_labels='soft')).items())
+    w = work(tmp_path, [Job('base', arms=('teacher', 'student')), ema, soft])
+    w.base = Recipe(encoder='test_byobnet', pretrained=False, n=4, bs=2, epochs=(1, 1), crop=(64, 64))
+    w.options, w.order = Options(num_workers=0, progress=False, check=False), ['base', 'a', 'b']
+    assert grid.do_jobs(w, ['scenes'], [0]) == 0
+    df = grid.read_table(w.csv).query('split == "test"').set_index(['change', 'arm'])
+    assert list(df.index) == [('base', 'teacher'), ('base', 'teachers'), *[(k, 'student') for k in ('base', 'a', 'b')]]
+    assert df.seconds['base', 'teachers'] > df.seconds['base', 'teacher']
+    assert df.miou['base', 'teachers'] != df.miou['base', 'teacher']
+    root = w.out / 'scenes' / 'full resolution' / 'seed0'
+    files = {k: sorted((root / k / 'pseudo' / 'labels').iterdir()) for k in ('base', 'a', 'b')}
+    made = {k: [(f.name, f.stat().st_mtime_ns) for f in fs] for k, fs in files.items()}
+    assert made['a'] == made['base'] != made['b'] and len(made['b']) == 8
 
 
 def test_a_job_waits_for_its_teacher(tmp_path, trained):
