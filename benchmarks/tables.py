@@ -28,6 +28,7 @@ THREE = 'teacher', 'control', 'student'
 def change(name, arms=('student',), teacher='base', **fields): return Job(name, fields, arms, teacher)
 
 WEAK = dict(strong_teacher=False, teachers=1)  # a teacher of one stream with weak views
+TWICE = Job('twice the steps', dict(epochs=(12, 12), teachers=1), ('control',))  # what it gains from them
 
 CHANGES = [  # the recipe with one ingredient left out or changed
     Job('base', arms=THREE),
@@ -70,10 +71,8 @@ class Table:
 
 
 TABLES = dict(
-    selftrain=Table([Job(arms=ARMS), Job('weak teacher', WEAK, ('teacher', 'student'))],
+    selftrain=Table([Job(arms=ARMS), Job('weak teacher', WEAK, ('teacher', 'student')), TWICE],
                     'camvid_eighth,scenes,camvid_12,idd_30'),
-    longer=Table([Job('base', {}, ('control',)), change('twice the steps', ('control',), epochs=(6, 12))],
-                 'camvid_12,idd_30,scenes'),
     ingredients=Table(CHANGES, 'idd_30'),
     labels=Table([Job(arms=THREE)], ','.join(f'camvid_{n}' for n in (6, 12, 25, 50, 100, 'all'))),
     centroids=Table([Job(f'p={p:g}', dict(sampler='centroid', p=p, **WEAK), ('teacher',)) for p in (0., .25, .5, 1.)],

@@ -286,6 +286,7 @@ def teacher_of(
     arm = arm or run.metrics('teacher').get('origin', {}).get('arm', 'teacher')
     return run.predictor('teacher', trainer.device, network_like(trainer, arm, table))
 
+# %% ../nbs/94_runs.ipynb #8436c39e
 def teachers_of(
     run, # `Run` with a finished teacher
     table, # `SegTable`

@@ -34,7 +34,8 @@ def trained(monkeypatch):
         (root / job.change / arm).mkdir(parents=True, exist_ok=True)
         (root / job.change / arm / 'metrics.json').write_text('{}')
         calls.append((job.change, arm, recipe.seed))
-        score = dict(teacher=40, teachers=45, control=50, student=60)[arm] - 40 * (job.change == 'from scratch') + recipe.seed
+        score = dict(teacher=40, teachers=45, control=50, student=60)[arm]
+        score += recipe.seed - 40 * (job.change == 'from scratch')
         return pd.DataFrame([dict(labels=8, arm=arm, seed=recipe.seed, split=s, miou=score) for s in ('val', 'test')])
 
     monkeypatch.setattr(grid, 'train_arm', train)
@@ -92,8 +93,9 @@ def test_recipes_are_not_mixed(tmp_path, trained):
 def test_two_teachers_and_their_labels(tmp_path, monkeypatch):
     "The pair has rows of its own; jobs that label alike share labels, others do not"
     monkeypatch.setitem(grid.DRAWN, '', dict(n=16, n_val=2, n_test=2))
-    ema, soft = (Job(k, f, ('student',), 'base') for k, f in dict(a=dict(ema=0.0), b=dict(pseudo_labels='soft')).items())
-    w = work(tmp_path, [Job('base', arms=('teacher', 'student')), ema, soft])
+    fields = dict(a=dict(ema=0.0), b=dict(pseudo_labels='soft'))
+    jobs = [Job(k, f, ('student',), 'base') for k, f in fields.items()]
+    w = work(tmp_path, [Job('base', arms=('teacher', 'student')), *jobs])
     w.base = Recipe(encoder='test_byobnet', pretrained=False, n=4, bs=2, epochs=(1, 1), crop=(64, 64))
     w.options, w.order = Options(num_workers=0, progress=False, check=False), ['base', 'a', 'b']
     assert grid.do_jobs(w, ['scenes'], [0]) == 0
