@@ -165,7 +165,7 @@ def do_job(work, name, seed, job):
             train = transfer_arm if SETTINGS[name].source else train_arm
             rows = train(work, name, root, recipe, job, arm).assign(data=name, change=job.change, recipe=base)
             rows = rows.assign(**columns(work, name, root.parent, recipe, job))
-            which = f' --changes "{job.change}"' if job.change else ''
+            which = f' --changes "{job.change}"' if job.change else ' --changes -'
             update_table(work, rows.assign(command=f'{work.command} --settings {name} --seeds {seed}{which}'))
             say(f'{name} seed {seed}: {job.change} {arm} done')
 
