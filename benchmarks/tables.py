@@ -63,6 +63,11 @@ CHANGES = [  # the recipe with one ingredient left out or changed
     change('online, two strong views', ('online',), online_views=2)]
 
 
+def centroids(p, more='', **fields):
+    "A share `p` of the crops around centroids"
+    return Job(f'p={p:g}{more}', dict(sampler='centroid', p=p, **WEAK, **fields), ('teacher',))
+
+
 @dataclass
 class Table:
     "What a table is made of"
@@ -76,8 +81,8 @@ TABLES = dict(
                     'camvid_eighth,scenes,camvid_12,idd_30'),
     ingredients=Table(CHANGES, 'idd_30'),
     labels=Table([Job(arms=THREE)], ','.join(f'camvid_{n}' for n in (6, 12, 25, 50, 100, 'all'))),
-    centroids=Table([Job(f'p={p:g}', dict(sampler='centroid', p=p, **WEAK), ('teacher',)) for p in (0., .25, .5, 1.)],
-                    'camvid_50,scenes'),
+    centroids=Table([*[centroids(p) for p in (0., .25, .5, 1.)],
+                     *[centroids(p, ', no class weights', weight_power=0.) for p in (0., .5)]], 'camvid_50,scenes'),
     crops=Table([*[Job(s, dict(schedule=s, **WEAK), ('teacher',)) for s in PRESETS], SHORTER], 'camvid_50,scenes'),
     transfer=Table([Job(f'{n} labels', dict(target_labels=n), TRANSFER_ARMS) for n in (10, 30, 100)],
                    'city_b,camvid_to_idd,idd_to_camvid',
