@@ -9,7 +9,7 @@
 #     DATA=folder      has camvid/ and idd_lite/ below it; settings whose data are not there are left out
 #     WHEELS=folder    install the wheels in it first, without the network, beside the Python packages that are there
 #     SETTINGS, SEEDS  what to train, in order of worth (camvid_eighth,scenes,camvid_12,idd_30 and 0,1,2)
-#     CHANGES=-        of the recipe, too, with a semicolon between them (the recipe as it is)
+#     CHANGES=-        of the recipe, with a semicolon between them (-, the recipe as it is); all, if it is empty
 #     MINUTES=8.2      from the start of this script; a training that runs then ends with its epoch, and is kept in RUNS
 #     PROCESSES=6      trainings side by side, which share the GPU; WORKERS=4 reading processes for each
 #     BF16=1           bfloat16, 0 for float32
@@ -62,7 +62,7 @@ csv=$folder/selftrain.csv
 if [ ! -f "$csv" ] && [ -f results/selftrain.csv ]; then cp results/selftrain.csv "$csv"; fi
 left=$(awk "BEGIN {print $minutes - $SECONDS / 60}")
 "$python" benchmarks/tables.py selftrain --settings "$settings" --seeds "$seeds" --data "$data" --csv "$csv" \
-  --out "$runs" --num-workers "$workers" --processes "$processes" --minutes "$left" --changes "${CHANGES:--}" \
+  --out "$runs" --num-workers "$workers" --processes "$processes" --minutes "$left" --changes "${CHANGES--}" \
   $([ "$bf16" = 1 ] && echo --bf16) $more \
   2>&1 | tee "$folder/gpu.log"
 status=${PIPESTATUS[0]}

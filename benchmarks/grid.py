@@ -82,6 +82,15 @@ class Job:
     fields: dict = field(default_factory=dict)  # of the recipe
     arms: tuple = ARMS
     teacher: str = ''  # 'change' or 'change/arm' that is its teacher; it trains its own if not given
+    longer: float = 1.  # times the epochs of the table, or of the command
+
+    def recipe(self, work, setting, seed) -> Recipe:
+        "What it trains with"
+        r = recipe_of(work, setting, seed, **self.fields)
+        return replace(r, epochs=tuple(round(e * self.longer) for e in r.epochs))
+
+    @property
+    def shown(self): return ';'.join(filter(None, [self.teacher.split('/')[0], self.change or '-']))
 
 
 @dataclass
@@ -151,7 +160,7 @@ def last_round(run):
 
 def do_job(work, name, seed, job):
     "All arms of one setting, seed and change that the table does not have; BlockingIOError when others are at it"
-    recipe, base = recipe_of(work, name, seed, **job.fields), recipe_of(work, name, seed).short()
+    recipe, base = job.recipe(work, name, seed), recipe_of(work, name, seed).short()
     df = read_table(work.csv)
     mine = df[(df.data == name) & (df.seed == seed) & (df.change == job.change) & (df.recipe == base)]
     arms = [a for a in _with_pair(job.arms, recipe) if a not in set(mine.arm)]
@@ -165,8 +174,8 @@ def do_job(work, name, seed, job):
             train = transfer_arm if SETTINGS[name].source else train_arm
             rows = train(work, name, root, recipe, job, arm).assign(data=name, change=job.change, recipe=base)
             rows = rows.assign(**columns(work, name, root.parent, recipe, job))
-            which = f' --changes "{job.change}"' if job.change else ' --changes -'
-            update_table(work, rows.assign(command=f'{work.command} --settings {name} --seeds {seed}{which}'))
+            which = f'--settings {name} --seeds {seed} --changes "{job.shown}"'
+            update_table(work, rows.assign(command=f'{work.command} {which}'))
             say(f'{name} seed {seed}: {job.change} {arm} done')
 
 
@@ -208,15 +217,15 @@ def crop_speedups(work, name, folder, recipe):
 def train_arm(work, name, root, recipe, job, arm):
     "Train one arm of self-training, as far as that is not done; its rows"
     table, teacher = few_labels(SETTINGS[name], work.data, recipe.seed), root/job.teacher if job.teacher else None
-    if arm == 'teachers': return pair_rows(work, root/job.change, recipe, table)
     train = partial(self_train, table, root/job.change, recipe, teacher=teacher, cbs=[Deadline()], options=work.options)
     if arm == 'student' and teacher: share_labels(Run(teacher), train(arms=['teacher']), recipe)
-    run = train(arms=[arm])
+    run = train(arms=['teacher' if arm == 'teachers' else arm])
+    if arm == 'teachers': return pair_rows(work, run, recipe, table)
     run = last_round(run) if arm == 'student' else run
     return pd.DataFrame(result_rows(run.metrics(arm), labels=len(table.train.real), arm=arm, seed=recipe.seed))
 
 
-MAKE_LABELS = 'teachers', 'adjust', 'scales', 'pseudo_labels', 'precision', 'sampler', 'p', 'tile'  # fields
+MAKE_LABELS = 'teachers adjust scales flip window pseudo_labels precision sampler p tile'.split()  # fields
 
 def share_labels(source, run, recipe):
     "What the same teachers labelled in the same way for another job is copied"
@@ -229,14 +238,12 @@ def share_labels(source, run, recipe):
         part.rename(own)
 
 
-def pair_rows(work, path, recipe, table):
+def pair_rows(work, run, recipe, table):
     "What the networks that label reach together, with one network's steps, in the seconds of all"
-    run, trainer = Run(path), Trainer(recipe, work.options)
-    m = run.metrics('teacher')
-    logs = [pd.read_csv(f) for f in path.glob('teacher/*/history.csv')]
-    seconds = round(m['seconds'] + sum(float(h.seconds.sum()) for h in logs), 1)
+    trainer, m = Trainer(recipe, work.options), run.metrics('teacher')
     found = measure_splits(teachers_of(run, table, trainer), table, trainer.valid_bs)
-    m = dict(m, splits=found, seconds=seconds)
+    logs = [pd.read_csv(f) for f in run.path.glob('teacher/*/history.csv')]
+    m |= dict(splits=found, seconds=round(m['seconds'] + sum(float(h.seconds.sum()) for h in logs), 1))
     return pd.DataFrame(result_rows(m, labels=len(table.train.real), arm='teachers', seed=recipe.seed))
 
 

@@ -28,8 +28,8 @@ THREE = 'teacher', 'control', 'student'
 def change(name, arms=('student',), teacher='base', **fields): return Job(name, fields, arms, teacher)
 
 WEAK = dict(strong_teacher=False, teachers=1)  # a teacher of one stream with weak views
-SHORTER = Job('constant, two thirds of the steps', dict(epochs=(4, 4), **WEAK), ('teacher',))  # as fast as schedules
-TWICE = Job('twice the steps', dict(epochs=(12, 12), teachers=1), ('control',))  # what it gains from them
+SHORTER = Job('constant, two thirds of the steps', WEAK, ('teacher',), longer=2/3)  # as fast as schedules
+TWICE = Job('twice the steps', dict(teachers=1), ('control',), longer=2)  # what it gains from them
 
 CHANGES = [  # the recipe with one ingredient left out or changed
     Job('base', arms=THREE),
@@ -94,10 +94,12 @@ def needed(settings):
     both = [s for n in settings for s in (n, SETTINGS[n].source) if s]
     return sorted({SETTINGS[s].data for s in both} - {*DRAWN})
 
-def _check(table, settings, data, changes):
+def _check(table, settings, data, changes, arms=()):
     "ValueError for what cannot be"
     jobs = {j.change: j for j in TABLES[table].jobs} if table in TABLES else {}
-    for what, names, known in (('table', [table], TABLES), ('setting', settings, SETTINGS), ('change', changes, jobs)):
+    asked = dict(table=([table], TABLES), setting=(settings, SETTINGS), change=(changes, jobs),
+                 arm=(arms, {*ARMS, *TRANSFER_ARMS}))
+    for what, (names, known) in asked.items():
         bad = [n for n in names if n not in known]
         if bad: raise ValueError(f'no {what} {bad[0]!r}: choose of {", ".join(known)}')
     for folder in needed(settings):
@@ -136,7 +138,7 @@ def main(
     changes = [c.removeprefix('-') for c in changes.split(';') if c]  # `-` is the job without a name
     arms = [a for a in arms.split(',') if a]
     settings = settings or (TABLES[table].settings if table in TABLES else '')
-    _check(table, settings.split(','), data, changes)
+    _check(table, settings.split(','), data, changes, arms)
     given = dict(small=small, size=size, crop=crop, epochs=epochs, n=n, bs=bs, bf16=bf16)
     given = {k: v for k, v in given.items() if v}
     stated = ' '.join(f'--{k}' if v is True else f'--{k} {v}' for k, v in given.items())

@@ -293,8 +293,9 @@ def teachers_of(
     trainer, # `Trainer`
 ) -> Predictor:
     "The networks that label, as one: the teacher, and those that were trained beside it"
-    files = [run.path/'teacher'/str(k)/'predictor.safetensors' for k in range(2, 1 + trainer.recipe.teachers)]
-    more = [Predictor.load(f, trainer.device, network_like(trainer, 'teacher', table)) for f in files if f.exists()]
+    n = 1 if 'round' in run.config else trainer.recipe.teachers  # the teacher of a later round is alone
+    files = [run.path/'teacher'/str(k)/'predictor.safetensors' for k in range(2, 1 + n)]
+    more = [Predictor.load(f, trainer.device, network_like(trainer, 'teacher', table)) for f in files]
     return Predictor.of([teacher_of(run, table, trainer), *more])
 
 # %% ../nbs/94_runs.ipynb #d6f1d109

@@ -1,4 +1,4 @@
-"The tables of trained models, without a training: rows, order, summary, jobs that wait, fail and go on."
+"The tables of trained models: rows, order, summary, jobs that wait, fail and go on."
 
 import sys
 from pathlib import Path
@@ -51,7 +51,7 @@ def test_each_arm_is_trained_once(tmp_path, trained):
     assert len(trained) == 21
     df = grid.read_table(w.csv)
     assert len(df) == 42 and not df.duplicated(grid.KEYS).any()
-    assert set(df.command) >= {'python x.py --settings scenes --seeds 1 --changes "no EMA"'}
+    assert set(df.command) >= {'python x.py --settings scenes --seeds 1 --changes "base;no EMA"'}
     assert set(df.recipe) == {grid.recipe_of(w, 'scenes', 0).short()}
 
 
@@ -68,6 +68,25 @@ def test_order_and_control_do_not_depend_on_what_was_asked_for(tmp_path, trained
     assert diffs['val', 'no', 'EMA', 'student'] == 10
     assert diffs['val', 'from', 'scratch', 'student'] == 10
     assert diffs['test', 'base', 'teacher'] == -10
+
+
+def test_each_arm_has_its_control():
+    "A control is compared with that of the recipe as it is, an online student with that of its start"
+    scores = dict(base=dict(control=50, student=51), twice=dict(control=53), start=dict(control=40, student=42))
+    scores['online, start'] = dict(online=45)
+    df = pd.DataFrame([
+        dict(data='scenes', recipe='x', split='test', seed=0, change=c, arm=a, miou=m)
+        for c, arms in scores.items()
+        for a, m in arms.items()
+    ])
+    diffs = [float(line.split()[-1]) for line in grid.summary(df).splitlines()[1:]]
+    assert diffs == [0, 1, 3, -10, 2, 5]
+
+
+def test_longer_is_relative_to_what_was_given(tmp_path):
+    job = Job('twice', longer=2)
+    assert job.recipe(work(tmp_path), 'scenes', 0).epochs == tuple(2 * e for e in Recipe().epochs)
+    assert job.recipe(work(tmp_path, epochs='3,5'), 'scenes', 0).epochs == (6, 10)
 
 
 def test_p_schedule_and_speedup_have_columns(tmp_path, trained):
@@ -141,7 +160,7 @@ def test_every_table_can_begin(name, tmp_path):
         for setting in table.settings.split(','):
             for given in ({}, dict(small=True)):
                 w = Work('', tmp_path, tmp_path / 'x.csv', table.base, given, '', Options(), [], [])
-                recipe = grid.recipe_of(w, setting, 3, **job.fields)
+                recipe = job.recipe(w, setting, 3)
                 assert recipe.seed == 3 and recipe.short() != 'default'
 
 
@@ -153,6 +172,7 @@ def test_every_table_can_begin(name, tmp_path):
         (('ingredients', ['scenes'], '', ['sugar']), "no change 'sugar'"),
         (('labels', ['camvid_12'], '', []), 'camvid/ below it'),
         (('transfer', ['idd_to_camvid'], '.', []), 'there is no camvid/'),
+        (('labels', ['camvid_12'], '', [], ['teachers']), "no arm 'teachers'"),
     ],
 )
 def test_what_cannot_be_is_said_first(args, text):
