@@ -19,8 +19,7 @@ from selftrain_nb.cli import find_mapping
 from selftrain_nb.files import atomic_write, folder_lock, read_json, say, write_json
 from selftrain_nb.public import camvid, idd_lite
 from selftrain_nb.scenes import scenes
-from selftrain_nb.runs import teachers_of
-from selftrain_nb.selftrain import ARMS, Options, Recipe, Run, Trainer, measure_splits, result_rows, self_train
+from selftrain_nb.selftrain import ARMS, Options, Recipe, Run, Trainer, result_rows, self_train
 from selftrain_nb.table import SegTable
 from selftrain_nb.transfer import TRANSFER_ARMS, transfer
 
@@ -220,7 +219,7 @@ def train_arm(work, name, root, recipe, job, arm):
     train = partial(self_train, table, root/job.change, recipe, teacher=teacher, cbs=[Deadline()], options=work.options)
     if arm == 'student' and teacher: share_labels(Run(teacher), train(arms=['teacher']), recipe)
     run = train(arms=['teacher' if arm == 'teachers' else arm])
-    if arm == 'teachers': return pair_rows(work, run, recipe, table)
+    if arm == 'teachers': return pair_rows(run, recipe, table)
     run = last_round(run) if arm == 'student' else run
     return pd.DataFrame(result_rows(run.metrics(arm), labels=len(table.train.real), arm=arm, seed=recipe.seed))
 
@@ -238,12 +237,10 @@ def share_labels(source, run, recipe):
         part.rename(own)
 
 
-def pair_rows(work, run, recipe, table):
+def pair_rows(run, recipe, table):
     "What the networks that label reach together, with one network's steps, in the seconds of all"
-    trainer, m = Trainer(recipe, work.options), run.metrics('teacher')
-    found = measure_splits(teachers_of(run, table, trainer), table, trainer.valid_bs)
-    logs = [pd.read_csv(f) for f in run.path.glob('teacher/*/history.csv')]
-    m |= dict(splits=found, seconds=round(m['seconds'] + sum(float(h.seconds.sum()) for h in logs), 1))
+    m, logs = run.metrics('teacher'), [pd.read_csv(f) for f in run.path.glob('teacher/*/history.csv')]
+    m |= dict(splits=m['together'], seconds=round(m['seconds'] + sum(float(h.seconds.sum()) for h in logs), 1))
     return pd.DataFrame(result_rows(m, labels=len(table.train.real), arm='teachers', seed=recipe.seed))
 
 

@@ -1317,6 +1317,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'selftrain_nb.runs.forget': ('runs.html#forget', 'selftrain_nb/runs.py'),
                                    'selftrain_nb.runs.hand_over': ('runs.html#hand_over', 'selftrain_nb/runs.py'),
                                    'selftrain_nb.runs.is_teacher': ('runs.html#is_teacher', 'selftrain_nb/runs.py'),
+                                   'selftrain_nb.runs.measure_together': ('runs.html#measure_together', 'selftrain_nb/runs.py'),
                                    'selftrain_nb.runs.network_like': ('runs.html#network_like', 'selftrain_nb/runs.py'),
                                    'selftrain_nb.runs.prepare': ('runs.html#prepare', 'selftrain_nb/runs.py'),
                                    'selftrain_nb.runs.result_rows': ('runs.html#result_rows', 'selftrain_nb/runs.py'),

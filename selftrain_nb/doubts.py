@@ -79,15 +79,19 @@ def round_notes(
     if len(found) == 0: found = ['There was no second round: the student did not gain on the validation images.']
     return found
 
-# %% ../nbs/41_doubts.ipynb #a5e44ebb
+# %% ../nbs/41_doubts.ipynb #90f09081
 def together(
     run, # `Run`
 ) -> list: # sentences; empty where one network labels
-    "That the teacher of a table is one of those that label"
+    "That the teacher of a table is one of those that label, and what these reach together"
     n = run.recipe.teachers
     if n < 2 or 'teacher' not in run.arms or 'student' not in run.done or run.config.get('round'): return []
-    return [f'{n} networks label together. The row teacher is the first of them, and the control trained as long as '
-            'that one.']
+    found = [f'{n} networks label together. The row teacher is the first of them, and the control trained as long as '
+             'that one.']
+    pair, student = run.metrics('teacher').get('together', {}), run.metrics('student')['splits']
+    both = [f'{100 * m["miou"]:.1f} mIoU on {split} (the student: {100 * student[split]["miou"]:.1f})'
+            for split, m in pair.items() if m['miou'] is not None]
+    return found + [f'Together, and without any unlabelled image, they reach {", ".join(both)}.'] * bool(both)
 
 def doubts(
     run, # `Run`

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Run', 'result_rows', 'run_config', 'forget', 'prepare', 'claim_run', 'claimed', 'stage', 'network_like', 'teacher_of',
-           'teachers_of', 'hand_over', 'is_teacher', 'same_as_teacher']
+           'teachers_of', 'measure_together', 'hand_over', 'is_teacher', 'same_as_teacher']
 
 # %% ../nbs/94_runs.ipynb #8411286b
 import re, shutil, time, warnings
@@ -298,6 +298,18 @@ def teachers_of(
     more = [Predictor.load(f, trainer.device, network_like(trainer, 'teacher', table)) for f in files]
     return Predictor.of([teacher_of(run, table, trainer), *more])
 
+# %% ../nbs/94_runs.ipynb #520fe5a2
+def measure_together(
+    run, # `Run` with a finished teacher
+    table, # `SegTable`
+    trainer, # `Trainer`
+):
+    "What several teachers reach together, without any unlabelled image, goes into the teacher's `metrics.json`"
+    m = run.metrics('teacher')
+    if trainer.recipe.teachers < 2 or 'round' in run.config or 'together' in m: return
+    found = measure_splits(teachers_of(run, table, trainer), table, trainer.valid_bs, trainer.options.strict)
+    write_json(run.path/'teacher'/'metrics.json', dict(m, together=found))
+
 # %% ../nbs/94_runs.ipynb #d6f1d109
 def _copy_arm(source, folder):
     "The files of a trained arm, but for `metrics.json`, which says that all others are there"
@@ -312,7 +324,7 @@ def hand_over(
     trainer, # `Trainer`, which measures it where the table is another
 ):
     "A network of one run becomes the teacher of another, with those that label beside it, and keeps its provenance"
-    folder, m = run.path/'teacher', {k: v for k, v in source.metrics(arm).items() if k != 'same_as'}
+    folder, m = run.path/'teacher', {k: v for k, v in source.metrics(arm).items() if k not in ('same_as', 'together')}
     if (folder/'metrics.json').exists(): return
     more = [str(k) for k in range(2, 1 + trainer.recipe.teachers) if (source.path/arm/str(k)).exists()]
     for name in (*more, ''): _copy_arm(source.path/arm/name, folder/name)
@@ -340,4 +352,5 @@ def same_as_teacher(
     "The teacher is that arm, too; nothing is trained twice"
     say(f'{name}: the same training as the teacher, so a copy of it')
     _copy_arm(run.path/'teacher', run.path/name)
-    write_json(run.path/name/'metrics.json', dict(run.metrics('teacher'), same_as='teacher'))
+    m = {k: v for k, v in run.metrics('teacher').items() if k != 'together'}
+    write_json(run.path/name/'metrics.json', dict(m, same_as='teacher'))

@@ -129,6 +129,7 @@ def _arms(run, arms, table, trainer):
                 with stage(run, 'pseudo labels'): pseudo, chosen = _label(run, table, trainer)
             arm = replace(r.arm(name, table, pseudo, init), chosen_on=tuple(chosen) if name == 'student' else ())
             with stage(run, name): trainer(arm, run.path/name, table)
+        if name == 'teacher': measure_together(run, table, trainer)
 
 # %% ../nbs/28_selftrain.ipynb #de8afeb8
 def _gained(run):

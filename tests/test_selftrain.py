@@ -14,6 +14,7 @@ from children import assert_same, contents, run as in_child, stopped_at
 from selftrain_nb.files import folder_lock, read_json
 from selftrain_nb.labels import Remap
 from selftrain_nb.datasets import seg_folder
+from selftrain_nb.doubts import together
 from selftrain_nb.losses import SegLoss
 from selftrain_nb.predict import Predictor
 from selftrain_nb.selftrain import ARMS, Options, Recipe, Run, Trainer, device_name, self_train
@@ -566,11 +567,15 @@ def test_several_teachers_label_together(done, tmp_path):
     assert run.predictor('teacher').hash == one.predictor('teacher').hash
     both = Predictor.of([run.predictor('teacher'), second])
     assert read_json(run.path / 'pseudo' / 'store.json')['teacher'] == both.hash
+    pair, found = run.metrics('teacher')['together'], both.evaluate(run.table.split('val').real)
+    assert pair['val'] == found.to_dict(run.table.space) != run.metrics('teacher')['splits']['val']
+    assert f'reach {100 * pair["val"]["miou"]:.1f} mIoU on val (the student: ' in together(run)[1]
     assert run.predictor('student').hash != one.predictor('student').hash
     with pytest.raises(ValueError, match='teachers'):
         train(data, one.path, recipe)
     later = train(data, tmp_path / 'later', recipe, ['student'], teacher=run)
     assert later.predictor('student').hash == run.predictor('student').hash
+    assert later.metrics('teacher')['together'] == pair and 'together' not in one.metrics('teacher')
     files = [r.path / 'teacher' / '2' / 'history.csv' for r in (run, later)]
     assert files[0].read_bytes() == files[1].read_bytes()
     for source in (one.path, run.path / 'student'):
@@ -578,6 +583,7 @@ def test_several_teachers_label_together(done, tmp_path):
             train(data, tmp_path / 'no', recipe, teacher=source)
     alone = train(data, tmp_path / 'alone', QUICK, ['student'], teacher=run)
     assert alone.predictor('student').hash == one.predictor('student').hash
+    assert 'together' not in alone.metrics('teacher') and len(together(alone)) == 0
     assert not (alone.path / 'teacher' / '2').exists() and not (tmp_path / 'no').exists()
     adjusted = train(data, tmp_path / 'adjusted', replace(recipe, adjust=True), ['student'], teacher=run)
     assert adjusted.done == ['teacher', 'student']
