@@ -317,6 +317,7 @@ def _copy_arm(source, folder):
         with atomic_write(folder/name) as tmp: tmp.write_bytes((source/name).read_bytes())
         stop_at('handover')
 
+# %% ../nbs/94_runs.ipynb #3e56d4ba
 def hand_over(
     source, # `Run` whose network is taken over
     arm, # arm of `source`
