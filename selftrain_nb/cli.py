@@ -506,7 +506,7 @@ DEMO = dict(labels=8, recipe=dict(crop=(96, 128), epochs=(8, 8), n=200))
 def demo(argv=None):
     "Teach a student on drawn street scenes, in a few minutes on two CPU cores; ends with a table and a report"
     from selftrain_nb.encoders import weights_file
-    from selftrain_nb.evidence import is_copy, split_scores, verdict
+    from selftrain_nb.evidence import is_copy, pair_score, split_scores, verdict
     from selftrain_nb.report import report
     from selftrain_nb.selftrain import Recipe, self_train
     p = _parser('demo', demo.__doc__)
@@ -519,5 +519,5 @@ def demo(argv=None):
         how = dict(pretrained=False)
     r = self_train(few, args.out, Recipe(**DEMO['recipe'], **how, seed=args.seed))
     shown = r.results.set_index(['split', 'arm'])[['miou', 'biou', 'acc', 'seconds']]
-    told = '\n'.join(verdict(split_scores(r)['test'], is_copy(r)))
+    told = '\n'.join(verdict(split_scores(r)['test'], is_copy(r), pair_score(r, 'test')))
     print(f'\n{shown.to_string()}\n\n{told}\n\nreport: {report(r)}')

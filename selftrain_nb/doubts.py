@@ -128,7 +128,8 @@ def headline(
     where = P(where_measured(run, split), cls='dim') if split else ''
     same = is_copy(run)
     tiles = _tiles(m, split_scores(run, 'biou')[split], same) if split else ''
-    return Section(no_control(run), tiles, where, Ul(*map(Li, [*verdict(m, same), *doubts(run)])))
+    told = [*verdict(m, same, pair_score(run, split)), *doubts(run)]
+    return Section(no_control(run), tiles, where, Ul(*map(Li, told)))
 
 # %% ../nbs/41_doubts.ipynb #26c13b65
 ARM_MEANS = dict(
