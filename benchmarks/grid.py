@@ -180,8 +180,8 @@ def do_job(work, name, seed, job):
 
 def _with_pair(arms, recipe):
     "After the teacher, the networks that label together, where there are several"
-    more = getattr(recipe, 'teachers', 1) > 1
-    return [k for a in arms for k in ([a, 'teachers'] if a == 'teacher' and more else [a])]
+    pair = ['teachers'] * (recipe.teachers > 1)
+    return [k for a in arms for k in ([a, *pair] if a == 'teacher' else [a])]
 
 
 def _wait_for(root, teacher):
