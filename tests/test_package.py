@@ -103,6 +103,31 @@ def test_the_readme_tells_the_results(monkeypatch):
     assert ''.join(cell['outputs'][0]['data']['text/markdown']) == names['results'](), 'run nbs/index.ipynb again'
 
 
+def shown(outputs):
+    "Tables and values of a cell, without its pictures"
+    found = [o['data'] for o in outputs if 'image/png' not in o.get('data', {'image/png': ''})]
+    return [''.join(d.get('text/html', d['text/plain'])).strip() for d in found]
+
+
+def test_the_results_page_tells_the_results(tmp_path):
+    "The tables stored in 49_results.ipynb are what results/*.csv say now; run in a process of its own"
+    code = [c for c in cells(root / 'nbs' / '49_results.ipynb') if c['cell_type'] == 'code']
+    file, out = tmp_path / 'cells.json', tmp_path / 'outputs.json'
+    file.write_text(json.dumps([''.join(c['source']) for c in code]))
+    run(
+        sys.executable,
+        '-c',
+        'import json, sys\nfrom execnb.shell import CaptureShell\nshell = CaptureShell()\n'
+        'found = [shell.run(c) for c in json.load(open(sys.argv[1]))]\njson.dump(found, open(sys.argv[2], "w"))',
+        file,
+        out,
+        cwd=root / 'nbs',
+    )
+    now = [shown(o) for o in json.loads(out.read_text())]
+    assert sum(map(len, now)) > 5
+    assert now == [shown(c['outputs']) for c in code], 'run nbs/49_results.ipynb again'
+
+
 def test_links_between_notebooks():
     lost = []
     for p in notebooks:
