@@ -80,7 +80,7 @@ class Job:
     change: str = ''  # its name in the table
     fields: dict = field(default_factory=dict)  # of the recipe
     arms: tuple = ARMS
-    teacher: str = ''  # 'change' or 'change/arm' that is its teacher; it trains its own if not given
+    teacher: str = ''  # 'change' or 'change/arm' that is its teacher, '-' is the nameless job; '' trains its own
     longer: float = 1.  # times the epochs of the table, or of the command
 
     def recipe(self, work, setting, seed) -> Recipe:
@@ -90,6 +90,8 @@ class Job:
 
     @property
     def shown(self): return ';'.join(filter(None, [self.teacher.split('/')[0], self.change or '-']))
+
+    def trained(self, root): return root/self.teacher.removeprefix('-')  # folder of its teacher
 
 
 @dataclass
@@ -186,7 +188,7 @@ def _with_pair(arms, recipe):
 
 def _wait_for(root, teacher):
     "BlockingIOError while another process trains a teacher; ValueError when nobody does"
-    change, _, arm = teacher.partition('/')
+    change, _, arm = teacher.removeprefix('-').partition('/')
     arm = arm or 'teacher'
     if not teacher or arm in Run(root/change).done: return
     with folder_lock(root/change, '.job'):
@@ -215,7 +217,7 @@ def crop_speedups(work, name, folder, recipe):
 
 def train_arm(work, name, root, recipe, job, arm):
     "Train one arm of self-training, as far as that is not done; its rows"
-    table, teacher = few_labels(SETTINGS[name], work.data, recipe.seed), root/job.teacher if job.teacher else None
+    table, teacher = few_labels(SETTINGS[name], work.data, recipe.seed), job.trained(root) if job.teacher else None
     train = partial(self_train, table, root/job.change, recipe, teacher=teacher, cbs=[Deadline()], options=work.options)
     if arm == 'student' and teacher: share_labels(Run(teacher), train(arms=['teacher']), recipe)
     run = train(arms=['teacher' if arm == 'teachers' else arm])

@@ -29,7 +29,7 @@ def change(name, arms=('student',), teacher='base', **fields): return Job(name, 
 
 WEAK = dict(strong_teacher=False, teachers=1)  # a teacher of one stream with weak views
 SHORTER = Job('constant, two thirds of the steps', WEAK, ('teacher',), longer=2/3)  # as fast as schedules
-TWICE = Job('twice the steps', dict(teachers=1), ('control',), longer=2)  # what it gains from them
+TWICE = Job('twice the steps', arms=('control', 'student'), teacher='-', longer=2)  # with the same labels
 
 CHANGES = [  # the recipe with one ingredient left out or changed
     Job('base', arms=THREE),
