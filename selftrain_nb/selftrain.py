@@ -131,11 +131,13 @@ def _arms(run, arms, table, trainer):
             with stage(run, name): trainer(arm, run.path/name, table)
         if name == 'teacher': measure_together(run, table, trainer)
 
-# %% ../nbs/28_selftrain.ipynb #de8afeb8
+# %% ../nbs/28_selftrain.ipynb #be08b932
 def _gained(run):
-    "The student is better than its teacher on the validation images"
+    "The student is better than what labelled, one teacher or several together, on the validation images"
     if 'student' not in run.done: return False
-    s, t = (run.metrics(a)['splits'].get('val', {}).get('miou') for a in ('student', 'teacher'))
+    teacher = run.metrics('teacher')
+    found = run.metrics('student')['splits'], teacher.get('together', teacher['splits'])
+    s, t = (d.get('val', {}).get('miou') for d in found)
     return s is not None and t is not None and s > t
 
 # %% ../nbs/28_selftrain.ipynb #25d2477c
