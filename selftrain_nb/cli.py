@@ -51,12 +51,12 @@ def add_fields(
     docs = docments(cls)
     for f in fields(cls):
         if f.name in skip: continue
-        names, default = [f'--{f.name.replace("_", "-")}'], defaults.get(f.name, f.default)
+        name, default = '--' + f.name.replace('_', '-'), defaults.get(f.name, f.default)
         shown = ','.join(map(str, default)) if isinstance(default, tuple) else default
         text = (docs.get(f.name) or '').replace('%', '%%') + (f' ({shown})' if shown not in (None, '', False) else '')
         if f.type is bool: kw = dict(action=argparse.BooleanOptionalAction)
         else: kw = dict(type=_named(_PARSERS.get(f.type, str), f.type), metavar=f.name.upper())
-        parser.add_argument(*names, default=default, help=text, **kw)
+        parser.add_argument(name, default=default, help=text, **kw)
 
 def _named(f, kind):
     "A parser whose errors say what was expected"

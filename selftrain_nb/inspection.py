@@ -43,6 +43,17 @@ def open_pseudo(
     p.made, p.kept = p.store.table, p.store.select(_min_conf(run), share=r.share, best=r.best)
     return p
 
+# %% ../nbs/43_inspection.ipynb #aa8a17cb
+def _intro(run, p):
+    "How many images are labelled, and how confident the teacher was"
+    conf, used, r = p.store.stats['conf'], p.kept.remaps['pseudo'].min_conf, run.recipe
+    how = f'at confidence {used:g}' if np.isscalar(used) else 'at a threshold for each class'
+    how += f', the surest {100 * r.share:g} % of each class' if r.share < 1 else ''
+    how += f', the best {100 * r.best:g} % of the images' if r.best < 1 else ''
+    told = f'{p.done} of {p.total} unlabelled images have a pseudo label, {len(p.kept)} are kept, {how}.'
+    if not len(conf): return P(told)
+    return P(f'{told} Mean confidence {np.mean(conf):.2f}, images from {np.min(conf):.2f} to {np.max(conf):.2f}.')
+
 # %% ../nbs/43_inspection.ipynb #9eab8194
 def _told(label, truth, student):
     "A sentence on a pseudo label"
@@ -124,7 +135,7 @@ def shares_table(
         return [Td(swatch(css(space.colours[i])), n, cls='l'), *values, times(ratio[i])]
     rows = [line(i, n) for i, n in enumerate(space.names)]
     left = P(f'{100 * c.kept.sum() / max(c.made.sum(), 1):.0f} % of the pixels are kept.')
-    note = P('Percent of the pixels. ▼: less than half of its share in the human labels. Such a class is taught away.',
+    note = P('Percent of the pixels. ▼: less than half of its share in the human labels. The student sees too little of it.',
              cls='dim')
     return Section(left, note, html_table(['class', *cols, 'kept ÷ human'], rows))
 
@@ -156,13 +167,14 @@ def doubtful(
     store, table = pseudo.store, pseudo.made
     how = 'agree' if len(store) and not np.isnan(store.stats['agree'][0]) else 'conf'
     mean, names = float(np.mean(store.stats[how])), shown_names(table.df.image)
+    shown = 'agreement' if how == 'agree' else 'confidence'
     told = (f'An image and its mirror image get the same label on {100 * mean:.1f} % of the pixels.' if how == 'agree'
             else f'The mean confidence is {mean:.2f}.')
     seen = {i: readable(see_pseudo, {}, table, names, i) for i in store.ranked()[::-1][:n].tolist()}
     for i, case in seen.items():
-        if case: case.note = [f'{"agreement" if how == "agree" else "confidence"} {store.stats[how][i]:.2f}']
+        if case: case.note = [f'{shown} {store.stats[how][i]:.2f}']
     strips = [case_strip(c) for c in seen.values() if c] or [P('These images could not be read any more.')]
-    todo = 'These are the images with the least. `PseudoStore.mark` leaves out what is nonsense.'
+    todo = f'The images with the lowest {shown}. `PseudoStore.mark` leaves out what is nonsense.'
     return Section(P(f'{told} {todo}'), *strips)
 
 # %% ../nbs/43_inspection.ipynb #7fda189b
@@ -177,17 +189,6 @@ def errors_list(
     many = len(told) > 1
     return Section(P(f'{len(told)} image{"s" if many else ""} could not be read. No label, and nothing trained on '
                      f'{"them" if many else "it"}:'), listed(told, 50, 'more, see pseudo/unreadable.csv'))
-
-# %% ../nbs/43_inspection.ipynb #aa8a17cb
-def _intro(run, p):
-    "How many images are labelled, and how confident the teacher was"
-    conf, used, r = p.store.stats['conf'], p.kept.remaps['pseudo'].min_conf, run.recipe
-    how = f'at confidence {used:g}' if np.isscalar(used) else 'at a threshold for each class'
-    how += f', the surest {100 * r.share:g} % of each class' if r.share < 1 else ''
-    how += f', the best {100 * r.best:g} % of the images' if r.best < 1 else ''
-    told = f'{p.done} of {p.total} unlabelled images have a pseudo label, {len(p.kept)} are kept, {how}.'
-    if not len(conf): return P(told)
-    return P(f'{told} Mean confidence {np.mean(conf):.2f}, images from {np.min(conf):.2f} to {np.max(conf):.2f}.')
 
 # %% ../nbs/43_inspection.ipynb #e0865b8c
 def pseudo_part(

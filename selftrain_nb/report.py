@@ -60,7 +60,7 @@ _PAIRS = {
     ('finetune', 'scratch'): "what the source's network is worth",
     ('joint', 'finetune'): "what the source's labels are worth",
     ('student', 'control'): 'what the unlabelled images are worth',
-    ('student', 'finetune_long'): 'all of it, against finetuning for as long'}
+    ('student', 'finetune_long'): 'pseudo labels and replay, compared with finetuning for as many steps'}
 
 # %% ../nbs/44_report.ipynb #164c76c7
 def transfer_verdict(

@@ -117,8 +117,8 @@ def explore_crops(
     "Drag sizes and shares of a crop schedule, and see time and memory"
     if not isinstance(cost, CropCost): cost = CropCost(cost)
     controls = dict(
-        small=_slider(.5, 'small size', .1), a=_slider(.35, 'its share'),
-        middle=_slider(.75, 'middle size', .1), b=_slider(.35, 'its share'),
+        small=_slider(.5, 'small size', .1), a=_slider(.35, 'small share'),
+        middle=_slider(.75, 'middle size', .1), b=_slider(.35, 'middle share'),
         final=_slider(.1, 'full at the end', 0, .5), cycle=_steps(0, 0, 10, 'cycle (0: none)'),
         batch=_choice(['pixels', 'constant'], 'batch'), epochs=_steps(epochs, 1, 100, 'epochs'))
 
