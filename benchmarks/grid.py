@@ -80,7 +80,7 @@ class Job:
     change: str = ''  # its name in the table
     fields: dict = field(default_factory=dict)  # of the recipe
     arms: tuple = ARMS
-    teacher: str = ''  # 'change' or 'change/arm' that is its teacher, '-' is the nameless job; '' trains its own
+    teacher: str = ''  # folder of the job that is its teacher, or of an arm of it; it trains its own if not given
     longer: float = 1.  # times the epochs of the table, or of the command
 
     def recipe(self, work, setting, seed) -> Recipe:
@@ -89,9 +89,10 @@ class Job:
         return replace(r, epochs=tuple(round(e * self.longer) for e in r.epochs))
 
     @property
-    def shown(self): return ';'.join(filter(None, [self.teacher.split('/')[0], self.change or '-']))
+    def folder(self): return self.change or '-'  # in the folder of a setting and seed
 
-    def trained(self, root): return root/self.teacher.removeprefix('-')  # folder of its teacher
+    @property
+    def shown(self): return ';'.join(filter(None, [self.teacher.split('/')[0], self.folder]))
 
 
 @dataclass
@@ -165,11 +166,12 @@ def do_job(work, name, seed, job):
     df = read_table(work.csv)
     mine = df[(df.data == name) & (df.seed == seed) & (df.change == job.change) & (df.recipe == base)]
     arms = [a for a in _with_pair(job.arms, recipe) if a not in set(mine.arm)]
+    if not SETTINGS[name].labels and not SETTINGS[name].source: arms = [a for a in arms if a not in UNLABELLED]
     how = ' '.join(f'{k}={v}' for k, v in work.given.items()) or 'full resolution'
     root = work.out/name/how/f'seed{seed}'
     if not arms: return
     _wait_for(root, job.teacher)
-    with folder_lock(root/job.change, '.job'):
+    with folder_lock(root/job.folder, '.job'):
         for arm in arms:
             if time.time() > Deadline.until: raise OutOfTime('the time is over')
             train = transfer_arm if SETTINGS[name].source else train_arm
@@ -180,6 +182,8 @@ def do_job(work, name, seed, job):
             say(f'{name} seed {seed}: {job.change} {arm} done')
 
 
+UNLABELLED = 'student', 'online', 'full'  # arms that need images without labels
+
 def _with_pair(arms, recipe):
     "After the teacher, the networks that label together, where there are several"
     pair = ['teachers'] * (recipe.teachers > 1)
@@ -188,7 +192,7 @@ def _with_pair(arms, recipe):
 
 def _wait_for(root, teacher):
     "BlockingIOError while another process trains a teacher; ValueError when nobody does"
-    change, _, arm = teacher.removeprefix('-').partition('/')
+    change, _, arm = teacher.partition('/')
     arm = arm or 'teacher'
     if not teacher or arm in Run(root/change).done: return
     with folder_lock(root/change, '.job'):
@@ -217,8 +221,8 @@ def crop_speedups(work, name, folder, recipe):
 
 def train_arm(work, name, root, recipe, job, arm):
     "Train one arm of self-training, as far as that is not done; its rows"
-    table, teacher = few_labels(SETTINGS[name], work.data, recipe.seed), job.trained(root) if job.teacher else None
-    train = partial(self_train, table, root/job.change, recipe, teacher=teacher, cbs=[Deadline()], options=work.options)
+    table, teacher = few_labels(SETTINGS[name], work.data, recipe.seed), root/job.teacher if job.teacher else None
+    train = partial(self_train, table, root/job.folder, recipe, teacher=teacher, cbs=[Deadline()], options=work.options)
     if arm == 'student' and teacher: share_labels(Run(teacher), train(arms=['teacher']), recipe)
     run = train(arms=['teacher' if arm == 'teachers' else arm])
     if arm == 'teachers': return pair_rows(run, recipe, table)
@@ -252,9 +256,9 @@ def transfer_arm(work, name, root, recipe, job, arm):
     source, target = (few_labels(s, work.data, recipe.seed) for s in (SETTINGS[setting.source], setting))
     known = {f.name: getattr(recipe, f.name) for f in fields(Recipe)}
     first = Recipe(**{**known, 'lr': recipe.source_lr, 'adjust': False, 'epochs': (recipe.source_epochs, 1)})
-    run = self_train(source, root/'source', first, ['teacher'], options=work.options)
+    run = self_train(source, root/'source', first, ['teacher'], cbs=[Deadline()], options=work.options)
     mapping = find_mapping('', source.space, target.space)
-    found = transfer(run, target, mapping, root/job.change, recipe, [arm], work.options).results
+    found = transfer(run, target, mapping, root/job.folder, recipe, [arm], work.options).results
     return found[found.arm == arm]
 
 

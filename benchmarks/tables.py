@@ -102,6 +102,8 @@ def _check(table, settings, data, changes, arms=()):
     for what, (names, known) in asked.items():
         bad = [n for n in names if n not in known]
         if bad: raise ValueError(f'no {what} {bad[0]!r}: choose of {", ".join(known)}')
+    moves = [n for n in settings if bool(SETTINGS[n].source) != (table == 'transfer')]
+    if moves: raise ValueError(f'the setting {moves[0]} is {"not " * (table == "transfer")}that of a transfer')
     for folder in needed(settings):
         if not data: raise ValueError(f'--data is missing: the folder that has {folder}/ below it')
         if not (Path(data)/folder).is_dir(): raise ValueError(f'--data {data}: there is no {folder}/ below it')
@@ -132,7 +134,7 @@ def main(
     bf16:bool=False, # train in bfloat16
     num_workers:int=0, # processes that read and crop, for each training
     processes:int=1, # runs that are trained side by side
-    minutes:float=0., # stop after the epoch in which this time is over; 0: no limit
+    minutes:float=0., # stop after the epoch, in a transfer after the arm, in which this time is over; 0: no limit
 ):
     "See above"
     changes = [c.removeprefix('-') for c in changes.split(';') if c]  # `-` is the job without a name

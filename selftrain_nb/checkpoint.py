@@ -167,6 +167,7 @@ def _found(self:Checkpoint):
     for cb in learn.cbs: res.update(_schedules(cb))
     for k in ('encoder', 'arch'): res[k] = learn.__dict__.get(k)
     for k in ('seed', 'crop', 'size'): res[k] = getattr(dls, k, None)
+    res['bs'] = [*getattr(dls.train, 'stream_bs', ())]
     for s in getattr(dls, 'streams', ()): res[f'stream {s.name}'] = s.identity()
     for cb in learn.cbs: res.update(cb.__dict__.get('identity', {}))
     return res

@@ -244,13 +244,13 @@ def _draw(table, file):
     plt.close()
     print(f'\npicture: {file}')
 
-# %% ../nbs/48_cli.ipynb #5fc18f45
+# %% ../nbs/48_cli.ipynb #3a592267
 def summary(
     df, # rows of `Run.results`
     cols=('miou', 'biou', 'acc'), # to average
 ) -> pd.DataFrame:
-    "Mean and standard deviation over the seeds, by split and arm"
-    g = df.groupby(['split', 'arm'], sort=False)
+    "Mean and standard deviation over the seeds, by split, round and arm"
+    g = df.groupby(['split', *(['round'] if 'round' in df else []), 'arm'], sort=False)
     out = pd.DataFrame({c: g[c].mean().round(1) for c in cols if c in df})
     out = out.assign(spread=g.miou.std().round(1), seconds=g.seconds.mean().round(), seeds=g.miou.count())
     return out.reset_index()
@@ -267,8 +267,10 @@ def collect(
     data, # name of the data
     command, # that makes the file
 ) -> pd.DataFrame:
-    "Results of several runs as one table"
-    df = pd.concat([r.results for r in runs if r.done], ignore_index=True)
+    "Results of several runs as one table, with a column `round` where there is more than one"
+    rounds = [k for r in runs for k in r.rounds if k.done]
+    df = pd.concat([k.results.assign(round=k.config.get('round', 1)) for k in rounds], ignore_index=True)
+    if (df['round'] == 1).all(): df = df.drop(columns='round')
     df.insert(0, 'data', data)
     df = df.assign(command=command)
     if csv:
@@ -329,7 +331,7 @@ def _run_seeds(args):
         table = open_table(d, _layout(args), s)
         say(f'run: {out}')
         runs.append(self_train(table, out, replace(recipe, seed=s), arms, teacher, options=options))
-        collect([k for r in runs for k in r.rounds], job.csv, name, command)
+        collect(runs, job.csv, name, command)
     _finish(runs, job.csv, name, command, ('miou', 'biou', 'acc'))
 
 # %% ../nbs/48_cli.ipynb #5391008b

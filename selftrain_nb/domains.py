@@ -94,10 +94,10 @@ def adopt_network(
     if asked != own: say(f'the network is that of the source: {predictor.encoder} with {predictor.arch}')
     return replace(recipe, **own, size=tuple(size) if isinstance(size, list) else size)
 
-# %% ../nbs/95_domains.ipynb #3ba3598e
+# %% ../nbs/95_domains.ipynb #75959f1d
 def _bare(table):
     "The rows as images alone; no label is hidden in them"
-    return SegTable(table.df.assign(label='', kind='none', truth='', conf=''), table.space, table.remaps)
+    return table._like(table.df.assign(label='', kind='none', truth='', conf=''))
 
 @dataclass
 class TransferData:

@@ -289,7 +289,9 @@ def _finish(self:LabelWork):
     list_unreadable(self.out, {n: done[n].error for n in self.names if n in done and done[n].error}, len(self.names))
     ok = np.array([n in done and bool(done[n].sig) for n in self.names], bool)
     labels, keep = self.labels[ok], [n for n, k in zip(self.names, ok) if k]
-    if any(n not in done or not (done[n].sig or done[n].error) for n in self.names): return labels  # others are at work
+    bad = {*marked_in(self.out)}
+    good = labels[[n not in bad for n in keep]] if bad else labels
+    if any(n not in done or not (done[n].sig or done[n].error) for n in self.names): return good  # others are at work
     settle(self.out, self.names)
     if self.written or not _same_names(self.out, keep): self._summarise(labels, keep)
     whole = {**labels.remaps, 'pseudo': Remap.identity(self.n)}  # the threshold is chosen when the labels are used
@@ -297,7 +299,7 @@ def _finish(self:LabelWork):
     if self.job.centroids and len(labels):
         s = self.job.centroids
         CentroidIndex.build(labels, s.tile, s.parts, self.who.get('size'), path=self._index_file, progress=False)
-    return labels
+    return good
 
 # %% ../nbs/93_labelling.ipynb #c18b93f3
 @patch(as_prop=True)

@@ -86,7 +86,9 @@ def __call__(self:Mapping,
     "The rows in the target's space; ValueError for a table in another space"
     if table.space != self.source: raise ValueError(f'the mapping is from {self.source}, the table is in {table.space}')
     remaps = {k: _mapped(r, self.lut, len(self.target)) for k, r in table.remaps.items()}
-    return SegTable(table.df, self.target, remaps)
+    mapped = SegTable(table.df, self.target, remaps)
+    mapped._white = table._white  # the images are the same
+    return mapped
 
 # %% ../nbs/07_mapping.ipynb #0f6d6c06
 @patch

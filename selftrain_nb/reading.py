@@ -7,9 +7,9 @@ __all__ = ['Item', 'ReadImage', 'ReadMask', 'TensorPart', 'TensorStream', 'Tenso
            'PILConfidence', 'PILSoft', 'encodes', 'ReadConfidence', 'ReadStream', 'ReadClasses', 'pad_to_largest',
            'SegDL', 'readable_first', 'seg_block']
 
-# %% ../nbs/88_reading.ipynb #04903a9a
+# %% ../nbs/88_reading.ipynb #dfa06901
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F, matplotlib.pyplot as plt
 from PIL import Image
@@ -22,15 +22,15 @@ from fastai.vision.all import (DataBlock, ImageBlock, MaskBlock, PILImage, PILMa
 from fastai.data.core import batch_to_samples
 from fastai.data.load import chunked
 
-# %% ../nbs/88_reading.ipynb #9ba15699
+# %% ../nbs/88_reading.ipynb #781ec7da
 @dataclass(eq=False, slots=True)
 class Item:
     "One row of a table, as the getters of a DataBlock get it"
-    table: SegTable
+    table: SegTable = field(repr=False) # fastai makes a text of all items: a table would be described for each
     row: int
     stream: int = 0 # number of the stream; 0 in validation
     labels: str = 'hard' # what its confidence is used for: 'hard' (nothing), 'weighted' or 'soft'
-    classes: object = None # (n,) bool, the classes that the label can hold; None for all
+    classes: object = field(default=None, repr=False) # (n,) bool, the classes that the label can hold; None for all
 
     @property
     def path(self): return self.table.df.image.iloc[self.row]

@@ -32,11 +32,11 @@ class _Network(_Fields):
     student_encoder: str = ''  # encoder of student, control and online; the teacher's if not given
     student_arch: str = ''  # decoder of student, control and online; the teacher's if not given
 
-# %% ../nbs/26_recipe.ipynb #13127aa8
+# %% ../nbs/26_recipe.ipynb #2b02945d
 @dataclass(frozen=True)
 class _Streams(_Network):
     "What training reads"
-    crop: tuple = None  # height and width of the crops; the first image's size, at most 512, if not given
+    crop: tuple = None  # height and width of the crops; the size of the table's first image, at most 512, if not given
     size: tuple = None  # working size of the images: height and width, or the long side; their own if not given
     bs: int = 8  # labelled samples in a batch
     n: int = 0  # labelled samples in an epoch; 0: as many as labelled images, and at least 25 batches
@@ -121,6 +121,13 @@ def _check_thresholds(v):
     if not all(isinstance(x, (int, float)) and 0 <= x <= 1 for x in values):
         raise ValueError(f'min_conf={v!r}: must be a confidence from 0 to 1, or one for each class')
 
+def _check_pairs(r):
+    "ValueError for settings of which one would be ignored"
+    if r.precision and np.any(r.min_conf):
+        raise ValueError(f'precision={r.precision} finds the thresholds, and min_conf={r.min_conf} would be ignored')
+    if r.student_init == 'teacher' and r.student_network != (r.encoder, r.arch):
+        raise ValueError("student_init='teacher': the student is another network than its teacher; use 'fresh'")
+
 def _check_choice(name, v):
     if v not in _CHOICES[name]: raise ValueError(f'{name}={v!r}: must be one of {", ".join(_CHOICES[name])}')
 
@@ -131,6 +138,9 @@ def validate(self:Recipe) -> Recipe:
     whole = {f.name for f in fields(self) if f.type in (int, 'int')}
     for name in _RANGES: _check_number(name, getattr(self, name), name in whole)
     for name in _CHOICES: _check_choice(name, getattr(self, name))
+    for f in fields(self):
+        if f.type in (bool, 'bool') and not isinstance(v := getattr(self, f.name), bool):
+            raise ValueError(f'{f.name}={v!r}: must be True or False')
     for name in ('crop', 'size', 'window'): _check_sides(name, getattr(self, name))
     _check_thresholds(self.min_conf)
     _check_list('epochs', self.epochs, 2, _whole, 'two whole numbers, of teacher and student, from 1 on')
@@ -138,6 +148,7 @@ def validate(self:Recipe) -> Recipe:
     _check_list('scale', self.scale, 2, _positive, 'two numbers above 0, the smaller first')
     if self.scale[0] > self.scale[1]: raise ValueError(f'scale={self.scale}: the smaller number comes first')
     if self.schedule != 'constant': CropSchedule(self.schedule)
+    _check_pairs(self)
     for enc, arch in {(self.encoder, self.arch), self.student_network}: check_encoder(enc, arch)
     return self
 
@@ -153,8 +164,11 @@ def one_training(self:Recipe):
     same = self.strong_teacher and self.epochs[0] == self.epochs[1] and self.student_init == 'fresh'
     return same and self.student_network == (self.encoder, self.arch)
 
-# %% ../nbs/26_recipe.ipynb #e98f627c
-def _plain(v): return [_plain(x) for x in v] if isinstance(v, (tuple, list)) else v
+# %% ../nbs/26_recipe.ipynb #7e1dafbf
+def _plain(v):
+    if isinstance(v, (tuple, list)): return [_plain(x) for x in v]
+    return v.item() if isinstance(v, np.generic) else v
+
 def _frozen(v): return tuple(_frozen(x) for x in v) if isinstance(v, list) else v
 
 @patch

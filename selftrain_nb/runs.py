@@ -121,7 +121,7 @@ def _changed(path, name, files):
 def _own(path, all=True):
     "The folders that a run has filled, or those that unlabelled images are in; what else is there is the user's"
     arms = {a for kind in (Run, *Run.__subclasses__()) for a in kind.arms}
-    names = {'pseudo', *arms} if all else {'student', 'full'}
+    names = {'pseudo', *arms} if all else {'student', 'online', 'full'}
     def ours(p): return p.is_dir() and (p.name in names or re.fullmatch(r'round\d+', p.name))
     return [*filter(ours, path.iterdir())]
 

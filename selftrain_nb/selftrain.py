@@ -67,7 +67,7 @@ def _check_arms(table, recipe, arms):
         raise ValueError('the arm full needs hidden labels (see `SegTable.keep_labels`); there are none')
     for what, on in dict(precision=recipe.precision, rounds=recipe.rounds > 1).items():
         if on and not len(table.val.real): raise ValueError(f'{what} needs labelled images of split `val` in {table}')
-    if np.size(recipe.min_conf) not in (1, len(table.space)):
+    if np.shape(recipe.min_conf) not in ((), (len(table.space),)):
         raise ValueError(f'min_conf has {np.size(recipe.min_conf)} values, the table {len(table.space)} classes')
 
 # %% ../nbs/28_selftrain.ipynb #4b145045
@@ -161,6 +161,11 @@ def _names(hook):
     if isinstance(hook, (list, tuple)): return [type(h).__name__ for h in hook]
     return getattr(hook, '__qualname__', type(hook).__name__)
 
+def _settings(cbs):
+    "The settings of callbacks that tell theirs, such as those of this package"
+    found = [h.identity for h in cbs if isinstance(getattr(h, 'identity', None), dict)] if isinstance(cbs, list) else []
+    return dict(callback_settings=found) if found else {}
+
 # %% ../nbs/28_selftrain.ipynb #e440ee52
 def self_train(
     table, # `SegTable` with labelled and unlabelled training images
@@ -178,7 +183,7 @@ def self_train(
     _check_arms(table, recipe, arms)
     teacher, which, hashed = _check_teacher(teacher, table, trainer)
     if not learner and not run.path.exists(): _check_weights(table, recipe, arms, teacher)
-    other = dict(teacher=hashed, learner=_names(learner), callbacks=_names(cbs))
+    other = dict(teacher=hashed, learner=_names(learner), callbacks=_names(cbs), **_settings(cbs))
     with claimed(run.path, run_config(table, recipe, **other), table, recipe, options, unusable):
         if teacher: hand_over(teacher, which, run, trainer)
         _arms(run, arms, table, trainer)

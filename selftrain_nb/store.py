@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['label_names', 'append_lines', 'read_manifest', 'settle', 'Done', 'read_done', 'changed_images', 'moved_images',
-           'count_pixels', 'image_entry', 'stat_columns', 'pseudo_table', 'pseudo_rows', 'PseudoStore', 'write_space',
-           'write_masks']
+           'count_pixels', 'image_entry', 'stat_columns', 'pseudo_table', 'marked_in', 'pseudo_rows', 'PseudoStore',
+           'write_space', 'write_masks']
 
 # %% ../nbs/92_store.ipynb #d852bbe0
 import json, os, posixpath
@@ -207,7 +207,14 @@ def pseudo_table(
     remaps['pseudo'] = Remap.identity(len(table.space), min_conf=min_conf)
     return table._like(df, remaps)
 
-# %% ../nbs/92_store.ipynb #4305cd58
+# %% ../nbs/92_store.ipynb #8609c668
+def marked_in(
+    out, # folder of pseudo labels
+) -> list: # names
+    "The images that somebody marked as bad, see `PseudoStore.mark`"
+    file = Path(out)/'bad.json'
+    return read_json(file) if file.exists() else []
+
 def pseudo_rows(
     table, # `SegTable`
     out, # folder that `pseudo_label` was given
@@ -217,7 +224,8 @@ def pseudo_rows(
     table, done = table[~table.df.image.duplicated()], read_done(out)
     names = relative_names(table.df.image)[1]
     done |= {new: done[old] for new, old in moved_images(table.df.image, names, done).items()}
-    ok = np.array([n in done and bool(done[n].sig) for n in names], bool)
+    bad = {*marked_in(out)}
+    ok = np.array([n in done and bool(done[n].sig) and n not in bad for n in names], bool)
     return pseudo_table(table[ok], [done[n].file for n, k in zip(names, ok) if k], out, min_conf)
 
 # %% ../nbs/92_store.ipynb #62305ed8
@@ -264,19 +272,18 @@ def ranked(self:PseudoStore,
     by = by or ('agree' if len(self) and not np.isnan(self.stats['agree'][0]) else 'conf')
     return np.argsort(-np.asarray(self.stats[by]), kind='stable')
 
-# %% ../nbs/92_store.ipynb #e4af97c7
+# %% ../nbs/92_store.ipynb #9dad0ba7
 @patch(as_prop=True)
 def marked(self:PseudoStore):
     "Names of the images that were marked as bad"
-    file = self.path/'bad.json'
-    return read_json(file) if file.exists() else []
+    return marked_in(self.path)
 
 @patch
 def mark(self:PseudoStore,
     images, # numbers or names
     bad=True, # False takes the mark back
 ):
-    "Mark images as bad: they are left out of the tables to come, and their labels stay"
+    "Mark images as bad: no table to come has them, so no training either; their labels stay"
     names = {i if isinstance(i, str) else self.name(i) for i in images}
     write_json(self.path/'bad.json', sorted({*self.marked} | names if bad else {*self.marked} - names))
 

@@ -269,7 +269,8 @@ def _check_held(streams):
     held = {p for s in streams for p in s.table.df.image[s.table.df.split != 'train']}
     names = {os.path.basename(p) for p in held}
     for s in streams if names else ():
-        near = [p for p in s.rows.df.image if os.path.basename(p) in names] if s.split == 'train' else []
+        named = {s.split} if isinstance(s.split, str) else {*s.split}  # other splits, if they were asked for by name
+        near = [p for p in s.rows.df.image if os.path.basename(p) in names] if named == {'train'} else []
         real = {os.path.realpath(q) for q in held} if near else set()
         bad = [p for p in near if os.path.realpath(p) in real]
         if not bad: continue
@@ -282,16 +283,16 @@ def _check_bs(bs, n):
     if len(bs) == n: return bs
     raise ValueError(f'bs={bs}: {len(bs)} numbers for {n} streams; one number means as many of each stream')
 
-# %% ../nbs/12_streams.ipynb #d95dedb6
+# %% ../nbs/12_streams.ipynb #c88ded0c
 def _first_size(paths):
     for p in paths:
         try: return image_size(p)
         except OSError: pass
     return image_size(paths.iloc[0])
 
-def _check_crop(crop, rows, size):
-    "(h, w); the working size of the first readable image, at most 512, if not given"
-    if crop is None: return tuple(min(512, d) for d in fit_size(_first_size(rows.df.image), size))
+def _check_crop(crop, table, size):
+    "(h, w); the working size of a table's first readable image, at most 512, if not given"
+    if crop is None: return tuple(min(512, d) for d in fit_size(_first_size(table.df.image), size))
     crop = _pair(crop)
     if len(crop) == 2 and all(_is_int(d, 1) for d in crop): return crop
     raise ValueError(f'crop={crop}: must be (h, w) or one number, 1 or more')
@@ -352,10 +353,10 @@ def _options(kwargs):
     if bad: raise TypeError(f'seg_dls has no option {bad}; besides those of its signature there are {", ".join(MORE)}')
     return {**MORE, **kwargs}
 
-# %% ../nbs/12_streams.ipynb #64c31824
+# %% ../nbs/12_streams.ipynb #67fcf8ca
 def seg_dls(
     *streams, # of `Stream`; the first one says how many samples an epoch has
-    crop=None, # (h, w) or one number; the working size of the first image, at most 512, if not given
+    crop=None, # (h, w) or one number; the working size of the first table's first image, at most 512, if not given
     bs=8, # samples of each stream in a batch: one number, or one for each stream
     size=None, # working size of the images, see `fit_size`
     seed=0, # draws the epochs and the crops
@@ -371,7 +372,7 @@ def seg_dls(
     streams = _check_streams(streams)
     _check_held(streams)
     bs, rows = _check_bs(bs, len(streams)), _valid_rows(valid, streams[0])
-    plan = _stream_plan(streams, _check_crop(crop, streams[0].rows, size), bs, size, seed, shard, strict)
+    plan = _stream_plan(streams, _check_crop(crop, streams[0].table, size), bs, size, seed, shard, strict)
     return _dataloaders(plan, rows, size, strict, valid_bs or bs[0], num_workers=num_workers, **more)
 
 # %% ../nbs/12_streams.ipynb #7936e077

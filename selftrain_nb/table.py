@@ -167,7 +167,7 @@ def __add__(self:SegTable, o):
     if len(moved):
         warnings.warn(f'{moved.nunique()} images are in two splits, and are kept in one; the first: {moved.iloc[0]} is '
                       f'kept in {split[moved.index[0]]!r}', stacklevel=2)
-    bare = (df.kind == 'none') & np.isin(files, files[df.kind != 'none'])
+    bare = (df.kind == 'none') & pd.Series(files).isin(files[df.kind != 'none'])
     twice = pd.DataFrame(dict(file=files, label=labels, kind=df.kind)).duplicated()
     return self._like(df.assign(split=split)[~bare & ~twice], remaps, o)
 

@@ -78,7 +78,7 @@ def _check_data(recipe, data, arms):
     possible, n = _possible(recipe, data), len(data.few.space)
     for a in arms:
         if a in _WHY and a not in possible: raise ValueError(f'the arm {a} {_WHY[a]}')
-    if np.size(recipe.min_conf) not in (1, n):
+    if np.shape(recipe.min_conf) not in ((), (n,)):
         raise ValueError(f'min_conf has {np.size(recipe.min_conf)} values, the target {n} classes')
     if data.source is None and (recipe.replay or recipe.pseudo_on != 'target'):
         raise ValueError('of the source only the network is known, not its images: use replay=False (--no-replay) and '

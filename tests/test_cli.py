@@ -47,6 +47,16 @@ def done(tmp_path_factory):
 
 # What a run says and writes
 
+def test_later_rounds_are_in_the_table(tmp_path, say, monkeypatch):
+    import selftrain_nb.selftrain as loop
+    monkeypatch.setattr(loop, '_gained', lambda run: 'student' in run.done)
+    data, csv = folder(tmp_path/'data', test=(1,)), tmp_path/'all.csv'
+    said = say('run', '--data', data, '--out', tmp_path/'runs', '--csv', csv, '--rounds', 2, '--teachers', 1, *SMALL)
+    df = pd.read_csv(csv).query('split == "test"')
+    rounds = [[k, a] for k in (1, 2) for a in ('teacher', 'student', 'control')]
+    assert said.status == 0 and df[['round', 'arm']].values.tolist() == rounds
+    assert said.out.count(' student ') == 2 * 2
+
 def test_a_run_tells_what_it_found_and_does(tmp_path, say):
     data = folder(tmp_path/'data', test=(1,))
     said = say('run', '--data', data, '--out', tmp_path/'runs', *SMALL)

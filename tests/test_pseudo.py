@@ -567,8 +567,9 @@ def test_the_best_images_and_the_bad_ones(mine):
     assert {*store.select(best=0.3, by='conf').df.image} == {store.table.df.image[i] for i in order[:3]}
     store.mark([0, store.name(3)])
     assert len(store.select()) == N - 2 and len(store.select(bad=True)) == N and len(store.select(drop=[1])) == N - 3
+    assert len(label(mine, mine / 'p')) == len(pseudo_rows(store.table, mine / 'p')) == N - 2  # so no stream has them
     store.mark([0, 3], bad=False)
-    assert len(store.select()) == N
+    assert len(store.select()) == len(label(mine, mine / 'p')) == N
     for how in (dict(share=2), dict(best=-0.1)):
         with pytest.raises(ValueError, match='a share lies between 0 and 1'):
             store.select(**how)

@@ -9,6 +9,7 @@ from PIL import Image
 import selftrain_nb.selftrain as loop
 from children import assert_same, run as in_child, stopped_at
 from selftrain_nb.datasets import seg_folder
+from selftrain_nb.runs import _own
 from selftrain_nb.selftrain import ARMS, self_train
 from test_selftrain import QUICK, QUIET, folder, halves, photo, train
 
@@ -113,6 +114,12 @@ def test_an_unlabelled_image_that_changed_did_not_teach_the_teacher(mine):
     for part in ('pseudo', 'student'):
         assert_same(mine / 'fresh' / part, mine / 'run' / part)
     assert file.stat().st_mtime_ns == before
+
+
+def test_what_unlabelled_images_taught_is_made_anew(tmp_path):
+    for name in ('teacher', 'student', 'control', 'online', 'full', 'pseudo', 'round2', 'notes'):
+        (tmp_path / name).mkdir()
+    assert {p.name for p in _own(tmp_path, all=False)} == {'student', 'online', 'full', 'round2'}
 
 
 @pytest.mark.parametrize('repaired', [True, False])

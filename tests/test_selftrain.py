@@ -16,6 +16,7 @@ from selftrain_nb.labels import Remap
 from selftrain_nb.datasets import seg_folder
 from selftrain_nb.doubts import together
 from selftrain_nb.losses import SegLoss
+from selftrain_nb.mixing import CutMix
 from selftrain_nb.predict import Predictor
 from selftrain_nb.selftrain import ARMS, Options, Recipe, Run, Trainer, device_name, self_train
 from selftrain_nb.table import SegTable
@@ -188,6 +189,31 @@ def test_another_recipe_is_refused_by_name(copy):
         train(data, out, replace(QUICK, seed=1))
 
 
+def test_numbers_of_numpy_are_numbers():
+    r = replace(QUICK, seed=np.int64(3), lr=np.float32(0.5), epochs=(np.int64(1), 2))
+    assert Recipe.from_dict(json.loads(json.dumps(r.validate().to_dict()))) == r
+
+
+def test_the_settings_of_callbacks_are_part_of_a_run(done, tmp_path):
+    train(done[0], tmp_path / 'run', arms=['teacher'], cbs=[CutMix(0.1)])
+    with pytest.raises(ValueError, match='callback_settings'):
+        train(done[0], tmp_path / 'run', cbs=[CutMix(0.9)])
+
+
+def test_arms_have_the_same_crop_where_images_differ_in_size(tmp_path):
+    data = folder(tmp_path / 'data', n=3, labelled=3, val=(2,))
+    for i, size in enumerate(((32, 48), (64, 96))):
+        photo(i, *size).save(data / f'images/{i}.png')
+        Image.fromarray(halves(*size)).save(data / f'labels/{i}.png')
+    whole, crops = seg_folder(data), set()
+    for seed in range(4):
+        few = whole.keep_labels(1, by='image', seed=seed)
+        r = replace(QUICK, crop=None, seed=seed)
+        for name in ('control', 'full'):
+            crops.add(Trainer(r, QUIET).dls(r.arm(name, few)).crop)
+    assert crops == {(32, 48)}
+
+
 def test_hooks_are_part_of_a_run(copy):
     data, out = copy
     from fastai.callback.core import Callback
@@ -295,6 +321,10 @@ def test_names_that_are_no_utf_8(tmp_path):
         (dict(rounds=0), 'rounds=0'),
         (dict(window=(1,)), 'window='),
         (dict(scales=()), 'scales='),
+        (dict(flip='false'), "flip='false': must be True or False"),
+        (dict(min_conf=(0.7,)), 'min_conf has 1 values, the table 2 classes'),
+        (dict(min_conf=0.7, precision=0.9), 'min_conf=0.7 would be ignored'),
+        (dict(student_init='teacher', student_arch='deeplabv3plus'), "use 'fresh'"),
     ],
 )
 def test_options_are_checked_first(done, tmp_path, change, message):

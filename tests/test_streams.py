@@ -688,3 +688,23 @@ def test_a_folder_labelled_by_a_model_does_not_bring_test_images_back(tmp_path):
     with pytest.warns(UserWarning, match='two splits'):
         kept = (few + folder).pseudo
     assert seg_dls(Stream(few), Stream(kept), crop=(32, 32), bs=2).streams[1].rows.df.split.eq('train').all()
+
+
+# Size
+
+
+def test_no_table_is_described_for_each_image(tmp_path, monkeypatch):
+    "fastai makes a text of all items; with a table in each, 20 000 images took minutes"
+    t = table(files(tmp_path, 6), split=['train'] * 4 + ['val'] * 2)
+    called = []
+    monkeypatch.setattr(SegTable, '__repr__', lambda self: called.append(1) or 'table')
+    seg_dls(Stream(t), Stream(t, augment=strong), crop=(16, 16), bs=2)
+    assert not called
+
+
+def test_images_that_are_held_out_are_refused_however_the_split_is_named(tmp_path):
+    names = files(tmp_path, 3)
+    few, other = table(names, split=['train', 'train', 'val']), table(names)
+    for split in ('train', ['train'], ('train',)):
+        with pytest.raises(ValueError, match='are for validation or test'):
+            seg_dls(Stream(few), Stream(other, split=split), crop=(16, 16), bs=1)

@@ -9,6 +9,7 @@ from PIL import Image
 from selftrain_nb.check import check_table
 from selftrain_nb.files import Signatures, read_json
 from selftrain_nb.labels import VOID, LabelSpace, Remap
+from selftrain_nb.mapping import Mapping
 from selftrain_nb.table import SegTable, table_id, valid_classes
 
 SPACE = LabelSpace(['road', 'sky', 'car'])
@@ -437,6 +438,14 @@ def test_white_may_be_set(tmp_path):
     assert t[0:1].image(0).getpixel((0, 0))[0] == round(4000 / 257)
     t.white = 1023
     assert 'white is 1023' in t.check().problem[0]
+
+
+def test_a_mapping_keeps_what_white_is(tmp_path):
+    t = deep(tmp_path)
+    t.white = 65535
+    to = LabelSpace([*t.space.names, 'new'])
+    mapped = Mapping(t.space, to, {n: n for n in t.space.names}, ['new'])(t)
+    assert mapped.white == 65535 and mapped.image(0).tobytes() == t.image(0).tobytes()
 
 
 def test_eight_bits_and_more_added(tmp_path, table):

@@ -154,9 +154,10 @@ def test_every_table_can_begin(name, tmp_path):
     "Each job of each table has a recipe for each of its settings, small or not, and its teacher comes before it"
     table = tables.TABLES[name]
     changes = [j.change for j in table.jobs]
+    folders = [j.folder for j in table.jobs]
     assert len(set(changes)) == len(changes)
     for k, job in enumerate(table.jobs):
-        assert not job.teacher or job.teacher.split('/')[0] in changes[:k]
+        assert not job.teacher or job.teacher.split('/')[0] in folders[:k]
         for setting in table.settings.split(','):
             for given in ({}, dict(small=True)):
                 w = Work('', tmp_path, tmp_path / 'x.csv', table.base, given, '', Options(), [], [])
@@ -173,6 +174,8 @@ def test_every_table_can_begin(name, tmp_path):
         (('labels', ['camvid_12'], '', []), 'camvid/ below it'),
         (('transfer', ['idd_to_camvid'], '.', []), 'there is no camvid/'),
         (('labels', ['camvid_12'], '', [], ['teachers']), "no arm 'teachers'"),
+        (('selftrain', ['city_b'], '', []), 'city_b is that of a transfer'),
+        (('transfer', ['scenes'], '', []), 'scenes is not that of a transfer'),
     ],
 )
 def test_what_cannot_be_is_said_first(args, text):

@@ -202,6 +202,17 @@ def test_other_images_averages_and_given_settings_are_refused(table, tmp_path):
     run(table, EMA(0.9), recipe=dict(b=2, a=1))
 
 
+def test_other_shares_of_a_batch_are_refused(table, tmp_path):
+    def run(bs):
+        learn = seg_learner(seg_dls(Stream(table), Stream(table), crop=(32, 32), bs=bs), NET)
+        with learn.no_bar(), learn.no_logging():
+            learn.fit(1, cbs=[Checkpoint(tmp_path / 'a')])
+
+    run((2, 2))
+    with pytest.raises(OtherRunError, match=re.escape('bs is [2, 2] there and [2, 6] here')):
+        run((2, 6))
+
+
 def test_another_mix_is_refused_beside_a_second_one(table, tmp_path):
     fit(table, tmp_path / 'a', CutMix(0.5), ClassMix(0.5), epochs=1)
     for cbs, words in (
