@@ -14,6 +14,7 @@ import pandas as pd, torch
 from fastcore.basics import patch
 from .files import *
 from .table import *
+from .centroids import *
 from .streams import *
 from .mixing import *
 from .training import *
@@ -49,6 +50,12 @@ class Arm:
     def n_pseudo(self):
         "Images whose labels a teacher makes, before the training or in it"
         return len({p for s in self.streams for p in s.rows.df.image[s.rows.df.kind != 'real']})
+
+    def knows(self, index):
+        "The arm itself, whose samplers read from a file the centroids that were noted while labelling"
+        for s in self.streams:
+            if isinstance(s.sampler, CentroidSampler): s.sampler = replace(s.sampler, cached=(index,))
+        return self
 
 # %% ../nbs/27_arms.ipynb #debda2e8
 @patch

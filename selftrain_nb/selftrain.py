@@ -127,7 +127,8 @@ def _arms(run, arms, table, trainer):
             if name == 'teacher': _more_teachers(run, table, trainer)
             if name == 'student':
                 with stage(run, 'pseudo labels'): pseudo, chosen = _label(run, table, trainer)
-            arm = replace(r.arm(name, table, pseudo, init), chosen_on=tuple(chosen) if name == 'student' else ())
+            arm = r.arm(name, table, pseudo, init).knows(run.path/'pseudo'/'centroids.npz')
+            arm = replace(arm, chosen_on=tuple(chosen) if name == 'student' else ())
             with stage(run, name): trainer(arm, run.path/name, table)
         if name == 'teacher': measure_together(run, table, trainer)
 

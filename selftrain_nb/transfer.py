@@ -137,7 +137,8 @@ def _train_arms(t, arms, data, trainer):
             continue
         pseudo, chosen = _labels_for(name, t, data, trainer)
         again = name in ('student', 'control') and r.student_init == 'teacher'
-        arm = replace(r.transfer_arm(name, data, teacher if again else remapped, pseudo), chosen_on=tuple(chosen))
+        arm = r.transfer_arm(name, data, teacher if again else remapped, pseudo).knows(t.path/'pseudo'/'centroids.npz')
+        arm = replace(arm, chosen_on=tuple(chosen))
         own = r if name != 'scratch' else replace(r, lr=r.source_lr)
         with stage(t, name): Trainer(own, trainer.options)(arm, t.path/name, t.table)
 

@@ -189,6 +189,18 @@ def test_another_recipe_is_refused_by_name(copy):
         train(data, out, replace(QUICK, seed=1))
 
 
+def test_centroids_noted_while_labelling_are_used(tmp_path, monkeypatch):
+    "Each pseudo label is looked through once, when it is made, and each human one once"
+    import selftrain_nb.centroids as module
+
+    data, r, seen, find = folder(tmp_path / 'data'), replace(QUICK, sampler='centroid', tile=8), [], module._entries
+    train(data, tmp_path / 'run', r, ['teacher'])
+    monkeypatch.setattr(module, '_entries', lambda mask, note: seen.append(1) or find(mask, note))
+    run = train(data, tmp_path / 'run', r, ['student'])
+    assert run.metrics('student')['n_pseudo'] == 3 and (run.path / 'pseudo/centroids.npz').exists()
+    assert len(seen) == 3 + len(run.table.train.real) == 6
+
+
 def test_numbers_of_numpy_are_numbers():
     r = replace(QUICK, seed=np.int64(3), lr=np.float32(0.5), epochs=(np.int64(1), 2))
     assert Recipe.from_dict(json.loads(json.dumps(r.validate().to_dict()))) == r
