@@ -172,6 +172,7 @@ def _found(self:Checkpoint):
     for cb in learn.cbs: res.update(cb.__dict__.get('identity', {}))
     return res
 
+# %% ../nbs/90_checkpoint.ipynb #c504f03f
 def _one(values): return values[0] if len(set(values)) == 1 else values
 
 def _schedules(cb):

@@ -90,7 +90,7 @@ def round_notes(
             found.append(f'Round {k}: the student reaches {m["student"]:.1f}, '
                          f'{signed(m["student"] - before)} against the student before{control}.')
         before = m.get('student', before)
-    if len(found) == 0: found = ['There was no second round: on the validation images the student was no better than what labelled for it.']
+    if not found: found = ['There was no second round: on validation images the student was no better than its labels.']
     return found
 
 # %% ../nbs/41_doubts.ipynb #4fc8b44f

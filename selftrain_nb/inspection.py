@@ -135,7 +135,7 @@ def shares_table(
         return [Td(swatch(css(space.colours[i])), n, cls='l'), *values, times(ratio[i])]
     rows = [line(i, n) for i, n in enumerate(space.names)]
     left = P(f'{100 * c.kept.sum() / max(c.made.sum(), 1):.0f} % of the pixels are kept.')
-    note = P('Percent of the pixels. ▼: less than half of its share in the human labels. The student sees too little of it.',
+    note = P('Percent of the pixels. ▼: less than half of its share in the human labels: the student sees too little.',
              cls='dim')
     return Section(left, note, html_table(['class', *cols, 'kept ÷ human'], rows))
 

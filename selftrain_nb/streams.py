@@ -353,10 +353,10 @@ def _options(kwargs):
     if bad: raise TypeError(f'seg_dls has no option {bad}; besides those of its signature there are {", ".join(MORE)}')
     return {**MORE, **kwargs}
 
-# %% ../nbs/12_streams.ipynb #67fcf8ca
+# %% ../nbs/12_streams.ipynb #0cb21ef1
 def seg_dls(
     *streams, # of `Stream`; the first one says how many samples an epoch has
-    crop=None, # (h, w) or one number; the working size of the first table's first image, at most 512, if not given
+    crop=None, # (h, w) or one number; that of the table's first image, at most 512, if not given
     bs=8, # samples of each stream in a batch: one number, or one for each stream
     size=None, # working size of the images, see `fit_size`
     seed=0, # draws the epochs and the crops
