@@ -696,7 +696,7 @@ def test_the_students_weights_are_looked_for_before_the_teacher_trains(tmp_path)
 
 def test_a_student_of_another_network(tmp_path):
     data = folder(tmp_path / 'data')
-    run = train(data, tmp_path / 'run', replace(QUICK, student_encoder='test_efficientnet', student_init='teacher'))
+    run = train(data, tmp_path / 'run', replace(QUICK, student_encoder='test_efficientnet'))
     assert [run.predictor(a).encoder for a in run.done] == ['test_byobnet', 'test_efficientnet', 'test_efficientnet']
 
 
