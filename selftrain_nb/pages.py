@@ -59,7 +59,7 @@ def data_part(
         own = df[df.split == s]
         kind = [str(int((own.kind == k).sum())) for k in kinds]
         return [s, *kind, str(int(hidden[own.index].sum())), str(own.group.nunique())]
-    rows = [line(s) for s in ('train', 'val', 'test') if (df.split == s).any()]
+    rows = [line(s) for s in SPLITS if (df.split == s).any()]
     return Section(html_table(['split', *kinds.values(), 'hidden truth', 'groups'], rows), _left_out(run))
 
 # %% ../nbs/97_pages.ipynb #5fafcffa

@@ -16,7 +16,7 @@ from .predict import *
 from .selftrain import *
 from .html import *
 from .pages import *
-from .evidence import SPLITS
+from .evidence import SPLIT_NAMES
 
 # %% ../nbs/42_pictures.ipynb #cb0d56f4
 def pick_rows(
@@ -114,12 +114,12 @@ def pictures_part(
 ): # a part of a page; '' where there is nothing to show
     "Validation images (test images, where there are none) with what teacher and student say"
     models = {a: m for a in ('teacher', 'student') if a in run.done and (m := readable(run.predictor, a))}
-    split = next((s for s in SPLITS if len(run.table.split(s).real)), '')
+    split = next((s for s in SPLIT_NAMES if len(run.table.split(s).real)), '')
     if not run.done or not split or n < 1: return ''
     if not models: return P('There are no pictures: these networks cannot be loaded without the code that made them.')
     table = run.table.split(split).real
     names = shown_names(table.df.image)
     look = LOOK if len(models) == 2 else 0  # a teacher alone has nothing to differ from
     cases = choose_cases(table, n, lambda i: see_measured(models, table, names, i), look)
-    return Section(H2(f'Pictures: {SPLITS[split]} images', id='pictures'),
+    return Section(H2(f'Pictures: {SPLIT_NAMES[split]} images', id='pictures'),
                    *gallery(*cases, 'Where student and teacher differ most'))

@@ -109,14 +109,14 @@ def _see_all(models, table, names, i):
 
 def _transfer_pictures(t, n):
     "What each network says of the images that show most of what is new"
-    split = next((s for s in SPLITS if len(t.table.split(s).labelled)), '')
+    split = next((s for s in SPLIT_NAMES if len(t.table.split(s).labelled)), '')
     if not split or not t.done or n < 1: return ''
     table, models = t.telling(n, split), {a: t.predictor(a) for a in t.done}
     names = shown_names(table.df.image)
     strips = [s for i in range(len(table)) if (s := readable(_see_all, models, table, names, i))]
     told = P('The images that show most of the new classes; spread evenly, where none is new.', cls='dim')
     gone = P('No image could be read: the data is not where it was.')
-    return Section(H2(f'Pictures: {SPLITS[split]} images', id='pictures'), told, *(strips or [gone]))
+    return Section(H2(f'Pictures: {SPLIT_NAMES[split]} images', id='pictures'), told, *(strips or [gone]))
 
 # %% ../nbs/44_report.ipynb #527506f4
 def _source_origin(t):

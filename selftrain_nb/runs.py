@@ -79,19 +79,17 @@ def rounds(self:Run):
     "This run and those of later rounds, as far as they have begun"
     return [self] + [Run(p) for k in range(2, 100) if (p := self.path/f'round{k}').exists()]
 
-# %% ../nbs/94_runs.ipynb #3b6fcad5
-_SPLITS = 'train', 'val', 'test'
-
+# %% ../nbs/94_runs.ipynb #3e1d74a6
 def run_config(
     table, # `SegTable`
     recipe, # `Recipe`
     **more, # what else makes it another run
 ) -> dict:
     "What identifies a run, as JSON values"
-    ids = {f'{s} images and labels': table_id(table.split(s)) for s in _SPLITS}
+    ids = {f'{s} images and labels': table_id(table.split(s)) for s in SPLITS}
     return dict(version=2, **recipe.to_dict(), classes=list(table.space.names), **ids, **more)
 
-_WORDS = {f'{s} images and labels': f'the {s} images or labels are others' for s in _SPLITS}
+_WORDS = {f'{s} images and labels': f'the {s} images or labels are others' for s in SPLITS}
 _WORDS |= {k: f'the {k} is another one' for k in ('source', 'mapping', 'teacher')}
 _WORDS['strong_teacher'] = 'strong_teacher differs (a run of an older version goes on with False, and teachers=1)'
 
@@ -202,7 +200,7 @@ def _same_but_unusable(path, table, config, unusable):
     if not note.exists() or read_json(note) == list(unusable): return False
     if differences(read_json(path/'config.json'), config, ignore=ids): return False
     before, now = _without(SegTable.load(path/'table.csv'), unusable), _without(table, read_json(note))
-    return all(table_id(before.split(s)) == table_id(now.split(s)) for s in _SPLITS)
+    return all(table_id(before.split(s)) == table_id(now.split(s)) for s in SPLITS)
 
 def _look_again(path, table, config, unusable):
     "With `refresh`, a run begins anew when other files than before can be used"
