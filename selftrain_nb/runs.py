@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['Run', 'result_rows', 'run_config', 'forget', 'prepare', 'claim_run', 'claimed', 'stage', 'network_like', 'teacher_of',
-           'teachers_of', 'measure_together', 'hand_over', 'is_teacher', 'same_as_teacher']
+           'teachers_of', 'measure_together', 'images_drawn_in', 'leaks', 'hand_over', 'is_teacher', 'same_as_teacher']
 
-# %% ../nbs/94_runs.ipynb #8411286b
-import re, shutil, time, warnings
+# %% ../nbs/94_runs.ipynb #84d1ae65
+import os, re, shutil, time, warnings
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -315,6 +315,35 @@ def _copy_arm(source, folder):
         with atomic_write(folder/name) as tmp: tmp.write_bytes((source/name).read_bytes())
         stop_at('handover')
 
+# %% ../nbs/94_runs.ipynb #5fafcffa
+def images_drawn_in(
+    run, # `Run`
+    arm, # one of its arms
+) -> pd.DataFrame: # columns `stream`, `image`, `times`; empty where nothing is written
+    "How often each image was drawn in an arm"
+    file = run.path/arm/'images.csv'
+    if not file.exists(): return pd.DataFrame(dict(stream=[], image=[], times=[]))
+    text = dict(stream=str, image=str)
+    return pd.read_csv(file, dtype=text, keep_default_na=False, encoding='utf-8', encoding_errors='surrogateescape')
+
+def leaks(
+    run, # `Run`
+    split, # 'val' or 'test'
+) -> dict: # {arm: number of images}
+    "Arms that were trained on images which measure them"
+    def real(paths): return {os.path.realpath(p) for p in paths}
+    measured = real(run.table.split(split).real.df.image)
+    drawn = {a: images_drawn_in(run, a) for a in run.done}
+    found = {a: len(measured & real(d.image[d.times > 0])) for a, d in drawn.items()}
+    return {a: n for a, n in found.items() if n}
+
+def _warn_of_leaks(run):
+    "A warning where a teacher that was taken over has seen images that measure it here"
+    found = {s: n['teacher'] for s in ('val', 'test') if 'teacher' in (n := leaks(run, s))}
+    told = ', '.join(f'{n} of {s}' for s, n in found.items())
+    if told: warnings.warn(f'the teacher was trained on images that measure it here ({told}): its scores are too good, '
+                           'and its pseudo labels may pass them on. Take a teacher that never saw them')
+
 # %% ../nbs/94_runs.ipynb #3e56d4ba
 def hand_over(
     source, # `Run` whose network is taken over
@@ -333,6 +362,7 @@ def hand_over(
         m['splits'] = measure_splits(found, run.table, trainer.valid_bs, trainer.options.strict)
     origin = m.get('origin') or dict(arm=arm, recipe=source.recipe.short(), seed=source.recipe.seed, n_real=m['n_real'])
     write_json(folder/'metrics.json', dict(m, origin=origin))
+    _warn_of_leaks(run)
 
 # %% ../nbs/94_runs.ipynb #b3df469a
 def is_teacher(
