@@ -1249,7 +1249,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'selftrain_nb.report._name': ('report.html#_name', 'selftrain_nb/report.py'),
                                      'selftrain_nb.report._open_run': ('report.html#_open_run', 'selftrain_nb/report.py'),
                                      'selftrain_nb.report._run_page': ('report.html#_run_page', 'selftrain_nb/report.py'),
-                                     'selftrain_nb.report._see_all': ('report.html#_see_all', 'selftrain_nb/report.py'),
                                      'selftrain_nb.report._source_origin': ('report.html#_source_origin', 'selftrain_nb/report.py'),
                                      'selftrain_nb.report._top': ('report.html#_top', 'selftrain_nb/report.py'),
                                      'selftrain_nb.report._transfer_arms': ('report.html#_transfer_arms', 'selftrain_nb/report.py'),

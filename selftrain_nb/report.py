@@ -98,22 +98,14 @@ def _transfer_classes(t, split):
             for n in sorted(space.names, key=lambda n: n not in new)]
     return html_table(['class', *t.done, *(f'student − {a}' for a in versus)], rows)
 
-# %% ../nbs/44_report.ipynb #097de540
-def _see_all(models, table, names, i):
-    "What each network says of an image"
-    im, truth = table.image(i), table.mask(i)
-    pics = {'image': photo(im), 'truth': class_picture(truth, table.space)}
-    for a, (p, _) in predict_one(models, im).items():
-        pics[f'{a}, {num(percent_right(p, truth), 0)} % right'] = class_picture(p, table.space)
-    return strip(names[i], pics, group=no_folders(table.df.group[i]))
-
+# %% ../nbs/44_report.ipynb #5bae51c7
 def _transfer_pictures(t, n):
     "What each network says of the images that show most of what is new"
     split = next((s for s in SPLIT_NAMES if len(t.table.split(s).labelled)), '')
     if not split or not t.done or n < 1: return ''
     table, models = t.telling(n, split), {a: t.predictor(a) for a in t.done}
     names = shown_names(table.df.image)
-    strips = [s for i in range(len(table)) if (s := readable(_see_all, models, table, names, i))]
+    strips = [case_strip(c) for i in range(len(table)) if (c := readable(see_measured, models, table, names, i))]
     told = P('The images that show most of the new classes; spread evenly, where none is new.', cls='dim')
     gone = P('No image could be read: the data is not where it was.')
     return Section(H2(f'Pictures: {SPLIT_NAMES[split]} images', id='pictures'), told, *(strips or [gone]))
