@@ -137,7 +137,7 @@ def _absent(c):
 
 def _warnings(c, table):
     "Sentences to read"
-    told = (c.bad, 'images or labels cannot be read and are left out'), (c.doubtful, 'pairs are doubtful')
+    told = (c.bad, 'images or labels cannot be read and are left out'), (c.doubtful, 'images or pairs are doubtful')
     for found, what in told:
         if len(found): yield f'{len(found)} of {c.n} {what}; the first: {found.problem[0]}'
     yield from _absent(c)

@@ -7,8 +7,8 @@ __all__ = ['READERS', 'MAPPINGS', 'DEMO', 'add_fields', 'from_args', 'friendly',
            'with_validation', 'open_table', 'Parser', 'check', 'summary', 'collect', 'Job', 'run', 'find_predictor',
            'Looks', 'label', 'find_mapping', 'Move', 'transfer', 'demo']
 
-# %% ../nbs/48_cli.ipynb #f0074e41
-import argparse, re, sys, warnings
+# %% ../nbs/48_cli.ipynb #70c3c8d0
+import argparse, re, shutil, sys, warnings
 from difflib import get_close_matches
 from dataclasses import dataclass, fields, replace
 from contextlib import contextmanager
@@ -158,7 +158,7 @@ def with_validation(
     if len(table.val.real) or len(real) < 2: return table
     held = table.hold_out(share)
     say(f'no validation images: {len(held.val.real)} labelled images, whole groups where there are several, are held '
-        'out for validation (--val says how many; a list val.txt says which)')
+        'out for validation (--val 0.3 holds out another share; a list val.txt says which)')
     return held
 
 # %% ../nbs/48_cli.ipynb #13e07891
@@ -176,7 +176,8 @@ def open_table(
     "The table of one run: some labels kept, more images added, validation images held out where there are none"
     table = with_validation(open_data(d.data, d.reader, layout))
     if d.keep: table = table.keep_labels(_count(d.keep, '--keep'), by=d.by, seed=seed)
-    return table + seg_folder(d.unlabelled, space=table.space, images='.', labels='none') if d.unlabelled else table
+    more = dict(space=table.space, images='.', labels='none', white=layout.white)
+    return table + seg_folder(d.unlabelled, **more) if d.unlabelled else table
 
 # %% ../nbs/48_cli.ipynb #45a7ae87
 _USAGE = dict(
@@ -399,7 +400,8 @@ def _after_label(out, overlay):
     from selftrain_nb.pseudo import PseudoStore
     from selftrain_nb.store import read_done
     pictures = Path(out)/'overlay'
-    if overlay and not pictures.exists():
+    if overlay:
+        shutil.rmtree(pictures, ignore_errors=True)  # of labels that were there before
         PseudoStore.open(out).export(pictures, overlay=True)
         print(f'overlays: {pictures}')
     bad = {n: d.error for n, d in read_done(out).items() if d.error}

@@ -40,15 +40,23 @@ def _namer(label_name):
         raise ValueError(f"label_name={label_name!r}: write {{}} for the name of the image, such as 'gt-{{}}'")
     return lambda k: k[:k.rfind('/') + 1] + label_name.replace('{}', k[k.rfind('/') + 1:])
 
-# %% ../nbs/04_datasets.ipynb #009c0fb3
+# %% ../nbs/04_datasets.ipynb #7819dd03
 _COMPANIONS = '_inst_label', '_instanceIds', '_color', '_labelIds', '_labelTrainIds', '_labellevel3Ids'  # beside labels
+
+def _by_name(files):
+    "{name: path} of {key: path}, where some lie in folders and all names differ; else nothing"
+    short = {k.rpartition('/')[2]: p for k, p in files.items()}
+    return short if len(short) == len(files) else {}
 
 def _pair(images, labels, label_name='', strict=False, beside=_COMPANIONS):
     "The label path or None for each of {key: path}; errors and warnings about what does not fit"
     names = _namer(label_name) if label_name else None
     looked = [[names(k)] if names else _label_keys(k, p, images) for k, p in images.items()]
     keys = [next((k for k in ks if k in labels), None) for ks in looked]
-    if labels and not any(keys): raise _no_pair(images, labels, names)
+    if labels and not any(keys):
+        short, flat = _by_name(images), _by_name(labels)
+        if not short or not flat or [*short, *flat] == [*images, *labels]: raise _no_pair(images, labels, names)
+        return _pair(short, flat, label_name, strict, beside)
     uses = Counter(filter(None, keys))
     twice = [labels[k] for k in uses if uses[k] > 1]
     if twice: raise ValueError(f'{len(twice)} labels fit two images each: {first_names(twice)}. '
@@ -196,6 +204,13 @@ def _labels(path, layout):
             found[k] = p
     return found
 
+# %% ../nbs/04_datasets.ipynb #cbe025b8
+def _warn_beside(path, images):
+    "Name labels that lie beside their images"
+    found = [k for k in images if any(e and k.endswith(e) and k.removesuffix(e) in images for e in _ENDINGS)]
+    if found: warnings.warn(f'{path}: {len(found)} images are named as the labels of others: {first_names(found)}. '
+                            'Move labels into a folder of their own', stacklevel=4)
+
 # %% ../nbs/04_datasets.ipynb #f05510d8
 def _warn_labels(path, images):
     "Name folders beside the images that may hold their labels, under an unknown name or in another format"
@@ -233,10 +248,12 @@ def seg_folder(
     beside = () if layout.is_label else _COMPANIONS
     pairs = _pair(images, _labels(path, layout), layout.label_name, layout.strict, beside)
     space, remap = _read_space(path, layout, space)
-    if layout.labels == 'none' and asked.labels == '': _warn_labels(path, images)
+    for warn in (_warn_beside, _warn_labels) if layout.labels == 'none' and asked.labels == '' else ():
+        warn(path, images)
     if isinstance(layout.splits, str) and not layout.splits:
         _warn_splits(path, images, [path/layout.codes, *(f for _, f in lists)])
     name = os.path.basename(os.path.abspath(path)) or 'ids'
     table = SegTable.make(images.values(), pairs, space, remap, name, group=_groups(images, layout.group))
     table = _keep_listed(table, _assign(images, lists), layout.unlisted, lists)
+    if layout.white: table.white = layout.white
     return _hold_out(table, layout.val) if layout.val else table

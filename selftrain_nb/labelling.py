@@ -150,7 +150,7 @@ def _compare(self:LabelWork, paths):
     changed, moved = changed_images(paths, self.names, done), moved_images(paths, self.names, done)
     if changed and not self.job.refresh:
         raise ValueError(f'{len(changed)} images have changed since they were labelled: {_some(changed)}. '
-                         'Label them anew with LabelJob(refresh=True), or choose another folder')
+                         'Label them anew, LabelJob(refresh=True) or --refresh, or choose another folder')
     there = lambda d: os.path.exists(os.path.join(self.out, 'labels', d.file))
     lost = [n for n in self.names if n in done and done[n].sig and not there(done[n])]
     if not (old := [*moved.values(), *dict.fromkeys(changed + lost)]): return

@@ -149,6 +149,7 @@ class Layout:
     group: str = '' # what looks alike: a number of leading characters, a regex with one group, 'image', or a function
     label_name: str = '' # name of the label of an image, such as 'gt-{}', or a function from key to key
     is_label: str = '' # regex that the keys of labels match, or a function; all files are labels if not given
+    white: float = 0. # value of white in images of more than 8 bits, such as 4095; found out if not given
     strict: bool = False # a label without an image is an error, not a warning
 
 # %% ../nbs/85_layout.ipynb #2390a660
@@ -227,7 +228,7 @@ def _warn_unread(path, layout, roles):
     if not left or '.' in used: return
     read = first_names(used - {''})
     warnings.warn(f'{path}: {read} are read; these folders are not: {first_names(left)}. '
-                  'images= and labels= choose others', stacklevel=5)
+                  'images= and labels= (--images, --labels) choose others; --unlabelled adds images', stacklevel=5)
 
 # %% ../nbs/85_layout.ipynb #79bce88d
 def as_folder(

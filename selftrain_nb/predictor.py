@@ -81,7 +81,8 @@ def _size_of(x): return (x.height, x.width) if isinstance(x, Image.Image) else i
 def _pil(x, white):
     "A file or PIL image as RGB PIL image"
     if not isinstance(x, Image.Image): return read_image(x, white)
-    if x.mode.startswith(('I', 'F')): raise ValueError(f'an image of mode {x.mode}: give its file, or make it 8-bit')
+    if x.mode.startswith(('I', 'F')): raise ValueError(
+        f'an image of mode {x.mode}: give its file, or make it 8-bit, its values times 255 / predictor.white')
     return x if x.mode == 'RGB' else x.convert('RGB')
 
 @patch

@@ -86,6 +86,9 @@ def _check_teacher(teacher, table, trainer):
     if arm == 'teacher': found = teacher_of(run, table, trainer)
     else: found = run.predictor(arm, trainer.device, network_like(trainer, arm, table))
     if found.space != space: raise ValueError(f'{run.path}: its {arm} predicts {found.space}, not {space}')
+    if table.white and found.white != table.white:
+        raise ValueError(f'{run.path}: white is {found.white} for its {arm} and {table.white} here: state one '
+                         'for both, table.white = … (--white)')
     n, more = trainer.recipe.teachers, [*run.path.glob('teacher/*/predictor.safetensors')]
     there = 1 + len(more) if arm == 'teacher' else 1
     if there < n: raise ValueError(f'{run.path}: teachers={n}, and its {arm} is {there}: say teachers={there}')

@@ -12,6 +12,7 @@ import numpy as np, pandas as pd, matplotlib.pyplot as plt
 from fastcore.basics import patch
 from fastcore.parallel import parallel
 from .files import *
+from .images import page_count
 from .labels import *
 from .rows import *
 
@@ -182,10 +183,13 @@ def valid_classes(
     human = (table.df.conf == '').to_numpy()
     return valid | ~valid[human].any(0)
 
-# %% ../nbs/01_table.ipynb #cd76fa35
+# %% ../nbs/01_table.ipynb #14c57e9b
 def _doubt(table, i, size):
-    "What is doubtful about the orientation of an image and its human label; '' if nothing is"
+    "What is doubtful about an image and its human label; '' if nothing is"
     r = table.df.iloc[i]
+    pages = page_count(r.image) if r.image.lower().endswith(('.tif', '.tiff', '.gif')) else 1
+    if pages > 1:
+        return f'doubtful: {r.image} has {pages} pages, and the first is read; save the pages as single images'
     label = r.truth or (r.label if r.kind == 'real' else '')
     if not label: return ''
     a, b = orientation(r.image), orientation(label)
@@ -193,6 +197,7 @@ def _doubt(table, i, size):
     return (f'doubtful: {r.image} is turned as its EXIF orientation {a} says, its label {label} has orientation {b}; '
             'look whether they fit')
 
+# %% ../nbs/01_table.ipynb #ed1e455d
 def look_at_row(
     table, # `SegTable`
     i, # row

@@ -217,13 +217,16 @@ def test_labels_can_be_looked_at_and_read_back(done, tmp_path, say):
     for i in range(3): photo(i).save(q/f'images/IMG_{i}.JPG', format='JPEG')
     said = say('label', home/'runs/seed0', q/'images', q/'out', '--overlay')
     assert said.status == 0 and '3 images labelled' in said.out
+    photo(3).save(q/'images/IMG_3.JPG', format='JPEG')
+    said = say('label', home/'runs/seed0', q/'images', q/'out', '--overlay')
+    assert said.status == 0 and len([*(q/'out/overlay').rglob('*.jpg')]) == 4
     (q/'out'/'labels').rename(q/'labels')
     for f in ('codes.txt', 'meta.json'):
         if (q/'out'/f).exists(): (q/'out'/f).rename(q/f)
         elif (q/'labels'/f).exists(): (q/'labels'/f).rename(q/f)
     t = seg_folder(q, images='images', labels='labels')
-    assert len(t.real) == 3 and t.space.names == ('bg', 'fg') and not len(t.check())
-    assert Image.open(next((q/'labels').glob('*.png'))).mode == 'P' and len([*(q/'out/overlay').rglob('*.jpg')]) == 3
+    assert len(t.real) == 4 and t.space.names == ('bg', 'fg') and not len(t.check())
+    assert Image.open(next((q/'labels').glob('*.png'))).mode == 'P'
 
 
 def test_the_very_folder_given_as_out(done, tmp_path, say):

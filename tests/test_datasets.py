@@ -357,6 +357,39 @@ def test_folders_given_by_name(tmp_path):
         seg_folder(tmp_path, images=('a',), labels='b,a')
 
 
+def test_labels_by_name_where_images_lie_in_folders(tmp_path):
+    files = {f'images/slide{i}/{i}.jpg': None for i in range(3)} | {f'labels/{i}_mask.png': 0 for i in range(2)}
+    t = seg_folder(make(tmp_path, files | {'codes.txt': 'bg\ncell'}))
+    pairs = zip(t.labelled.df.image, t.labelled.df.label)
+    assert [(Path(a).stem, Path(b).stem) for a, b in pairs] == [('0', '0_mask'), ('1', '1_mask')]
+    make(tmp_path, {'images/more/0.jpg': None})  # two images of one name
+    with pytest.raises(ValueError, match='none of 2 labels fits any of 4 images'): seg_folder(tmp_path)
+
+
+def test_labels_beside_their_images_are_named(tmp_path, said):
+    files = {f's/{i}{end}.png': 0 for i in range(3) for end in ('', '_mask')}
+    seg_folder(make(tmp_path, files | {'codes.txt': 'bg\ncell'}), images='.')
+    assert any('3 images are named as the labels of others: s/0_mask' in s for s in said())
+
+
+def test_white_is_stated_and_pages_are_told(tmp_path):
+    deep = {f'images/{i}.tif': np.full((8, 8), 900, np.uint16) for i in range(3)}
+    make(tmp_path, deep | {f'labels/{i}.png': i % 2 for i in range(3)} | {'codes.txt': 'bg\ncell'})
+    assert seg_folder(tmp_path).white == 1023 and seg_folder(tmp_path, white=4095).white == 4095
+    page = Image.fromarray(deep['images/0.tif'])
+    page.save(tmp_path/'images'/'0.tif', save_all=True, append_images=[page])
+    assert seg_folder(tmp_path).check().problem[0].endswith('has 2 pages, and the first is read; save the pages as '
+                                                            'single images')
+
+
+def test_a_line_with_an_id_among_names_and_colours_as_hex(tmp_path):
+    file = make(tmp_path, {'c.txt': 'bg\ncell\n7 void'})/'c.txt'
+    with pytest.raises(ValueError, match='c.txt, line 3: it begins with an id, and most lines have none'):
+        read_codes(file)
+    file.write_text('name,hex\nbg,#000000\ncell,#ff0000')
+    assert [c.colour for c in read_codes(file)] == [(0, 0, 0), (255, 0, 0)]
+
+
 def test_no_such_folder_and_a_file(tmp_path):
     with pytest.raises(FileNotFoundError, match='nowhere: no such folder'): seg_folder(tmp_path/'nowhere')
     make(tmp_path, {'x.txt': 'x'})

@@ -239,7 +239,7 @@ def test_an_image_changed_in_place_is_named_and_labelled_anew(mine):
     before, old = times(mine / 'p'), contents(mine / 'p')
     shutil.copy(mine / 'images/0000_3.png', mine / 'images/0000_0.png')
     with pytest.raises(
-        ValueError, match=r'1 images have changed .*: 0000_0.png\. Label them anew with LabelJob\(refresh=True\)'
+        ValueError, match=r'1 images have changed .*: 0000_0.png\. Label them anew, LabelJob\(refresh=True\)'
     ):
         label(mine, mine / 'p', index=True)
     assert contents(mine / 'p') == old

@@ -518,6 +518,23 @@ def test_a_taken_over_teacher_keeps_its_provenance(done, tmp_path):
     assert third.metrics('teacher')['origin'] == m['origin']
 
 
+def test_a_teacher_that_sees_other_greys_is_refused(done, tmp_path):
+    data, run = done
+    deep = seg_folder(data)
+    deep.white = 4095
+    with pytest.raises(ValueError, match='white is None for its teacher and 4095 here: state one for both'):
+        self_train(deep, tmp_path / 'none', QUICK, options=QUIET, teacher=run)
+
+
+def test_a_teacher_that_was_trained_on_validation_images_is_told(done, tmp_path):
+    data, run = done
+    table = seg_folder(data)
+    seen = table.df.split.mask(table.df.image == table.train.real.df.image.iloc[0], 'val')
+    tempted = SegTable(table.df.assign(split=seen), table.space, table.remaps)
+    with pytest.warns(UserWarning, match='trained on images that measure it here .1 of val'):
+        self_train(tempted, tmp_path / 'again', QUICK, ['teacher'], options=QUIET, teacher=run)
+
+
 def test_any_arm_can_be_a_teacher(done, tmp_path):
     data, run = done
     later = train(data, tmp_path / 'later', arms=['student', 'control'], teacher=run.path / 'student')
