@@ -180,7 +180,7 @@ def white_level(
                          'which have no common white. Convert them to one format')
     usual = (1., 255.) if floats == {True} else (1023, 4095, 16383, 65535)
     white = next((w for w in usual if top <= w), usual[-1])
-    _warn_dark(sorted(t for t, _ in found)[len(found)//2], white)
+    _warn_dark(sorted(t for t, _ in found)[(len(found) - 1)//2], white)
     return white
 
 # %% ../nbs/81_images.ipynb #c6379a96
