@@ -52,7 +52,7 @@ SETTINGS = dict(
     city_a=Setting('', 0, 'group', (96, 128)),
     city_b=Setting('city B', 0, 'group', (96, 128), source='city_a'),
     camvid_to_idd=Setting('idd_lite', 0, 'group', *IDD, source='camvid_all'),
-    idd_to_camvid=Setting('camvid', 0, 'group', *CAMVID, source='idd_all'))
+    idd_to_camvid=Setting('camvid', 0, 'image', *CAMVID, source='idd_all'))  # a stretch of video has 25 labels and more
 DRAWN = {'': dict(n=256, n_val=64, n_test=128), 'city B': dict(n=256, n_val=64, n_test=128, city='B')}  # need no files
 
 
@@ -114,7 +114,7 @@ def numbers(text): return tuple(map(int, str(text).split(',')))
 def recipe_of(work, setting, seed, **changes) -> Recipe:
     "The recipe of a setting, with what was given in the command"
     s, given = SETTINGS[setting], dict(work.given)
-    how = dict(crop=s.crop)
+    how = dict(crop=s.crop, **dict(by=s.by) if s.source else {})
     if given.pop('small', False): how |= {**SMALL, **dict(zip(('size', 'crop'), s.small))}
     for k in ('size', 'crop', 'epochs'):
         if k in given: how[k] = numbers(given.pop(k))
