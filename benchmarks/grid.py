@@ -52,7 +52,8 @@ SETTINGS = dict(
     city_a=Setting('', 0, 'group', (96, 128)),
     city_b=Setting('city B', 0, 'group', (96, 128), source='city_a'),
     camvid_to_idd=Setting('idd_lite', 0, 'group', *IDD, source='camvid_all'),
-    idd_to_camvid=Setting('camvid', 0, 'image', *CAMVID, source='idd_all'))  # a stretch of video has 25 labels and more
+    idd_to_camvid=Setting('camvid', 0, 'image', *CAMVID, source='idd_all'),
+    idd_to_camvid_stretch=Setting('camvid', 0, 'group', *CAMVID, source='idd_all'))  # a stretch has 25 labels and more
 DRAWN = {'': dict(n=256, n_val=64, n_test=128), 'city B': dict(n=256, n_val=64, n_test=128, city='B')}  # need no files
 
 
