@@ -41,7 +41,7 @@ def _read_pair(table, i, col, strict, white, bad):
         return i, im, table.mask(i, col, (im.height, im.width))
     except (OSError, ValueError) as e:
         if strict: raise
-        bad.append(str(e))
+        bad.append((i, str(e)))
 
 # %% ../nbs/23_predict.ipynb #f82a6db5
 def labelled_batches(
@@ -56,9 +56,9 @@ def labelled_batches(
     def read(batch): return [_read_pair(table, rows[i], col, strict, white, bad) for i in batch]
     for batch in _ahead(read, size_batches(table[rows], bs)):
         if any(batch): yield [b for b in batch if b]
-    if len(bad) == len(rows):
-        raise ValueError(f'no readable image with a {col} in {len(table)} rows: {"".join(bad[:1])}')
-    if bad: warnings.warn(f'{len(bad)} of {len(rows)} images cannot be read and are left out. {bad[0]}', stacklevel=2)
+    _, first = min(bad, default=(0, ''))  # they are read in no certain order
+    if len(bad) == len(rows): raise ValueError(f'no readable image with a {col} in {len(table)} rows: {first}')
+    if bad: warnings.warn(f'{len(bad)} of {len(rows)} images cannot be read and are left out. {first}', stacklevel=2)
 
 # %% ../nbs/23_predict.ipynb #6330c6dc
 @patch
