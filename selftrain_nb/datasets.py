@@ -48,13 +48,14 @@ def _by_name(files):
     short = {k.rpartition('/')[2]: p for k, p in files.items()}
     return short if len(short) == len(files) else {}
 
+# %% ../nbs/04_datasets.ipynb #62a99410
 def _pair(images, labels, label_name='', strict=False, beside=_COMPANIONS):
     "The label path or None for each of {key: path}; errors and warnings about what does not fit"
     names = _namer(label_name) if label_name else None
     looked = [[names(k)] if names else _label_keys(k, p, images) for k, p in images.items()]
     keys = [next((k for k in ks if k in labels), None) for ks in looked]
     if labels and not any(keys):
-        short, flat = _by_name(images), _by_name(labels)
+        short, flat = ({} if callable(label_name) else _by_name(files) for files in (images, labels))
         if not short or not flat or [*short, *flat] == [*images, *labels]: raise _no_pair(images, labels, names)
         return _pair(short, flat, label_name, strict, beside)
     uses = Counter(filter(None, keys))
