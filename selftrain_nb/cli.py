@@ -7,8 +7,8 @@ __all__ = ['READERS', 'MAPPINGS', 'DEMO', 'add_fields', 'from_args', 'friendly',
            'with_validation', 'open_table', 'Parser', 'check', 'summary', 'collect', 'Job', 'run', 'find_predictor',
            'Looks', 'label', 'find_mapping', 'Move', 'transfer', 'demo']
 
-# %% ../nbs/48_cli.ipynb #70c3c8d0
-import argparse, re, shutil, sys, warnings
+# %% ../nbs/48_cli.ipynb #27a10993
+import argparse, json, re, shutil, sys, warnings
 from difflib import get_close_matches
 from dataclasses import dataclass, fields, replace
 from contextlib import contextmanager
@@ -288,6 +288,8 @@ class Job:
     teacher: str = ''  # folder of runs with these seeds, whose teachers are taken over
     csv: str = ''  # file for the results of all seeds
 
+def _names(text): return [a for n in text.split(',') if (a := n.strip())]
+
 def _seeds(text):
     "'0,1,2' as [0, 1, 2]"
     if not re.fullmatch(r'\d{1,9}(,\d{1,9})*', text):
@@ -303,6 +305,7 @@ def _teacher(folder, seed):
     own = any((Path(folder)/f).exists() for f in ('config.json', 'predictor.safetensors'))
     return Path(folder) if own else Path(folder)/f'seed{seed}'
 
+# %% ../nbs/48_cli.ipynb #64f253a6
 def _finish(runs, csv, data, command, cols):
     "The table of all seeds, and the reports"
     from selftrain_nb.report import report
@@ -326,7 +329,7 @@ def _run_seeds(args):
     d, job, options = (from_args(cls, args) for cls in (Data, Job, Options))
     seeds, recipe, runs = _seeds(job.seeds), from_args(Recipe, args).validate(), []
     _check_csv(job.csv)
-    command, arms, name = _command(d.data, d.unlabelled, job.teacher), job.arms.split(','), Path(d.data).name
+    command, arms, name = _command(d.data, d.unlabelled, job.teacher), _names(job.arms), Path(d.data).name
     for s in seeds:
         out, teacher = Path(job.out)/f'seed{s}', _teacher(job.teacher, s)
         table = open_table(d, _layout(args), s)
@@ -346,8 +349,10 @@ def find_predictor(
         if (file := path/arm/'predictor.safetensors').exists(): return file
     runs = sorted(p.parent for p in path.glob('*/config.json'))
     if len(runs) == 1: return find_predictor(runs[0])
-    hint = f'; its runs: {", ".join(str(r) for r in runs[:4])}' if runs else ''
-    raise FileNotFoundError(f'{path}: no trained network here (a file of a predictor, or the folder of a run){hint}')
+    near = runs or sorted(path.glob('*/predictor.safetensors'))
+    hint = f'; name one of {", ".join(map(str, near[:4]))}' if near else ''
+    raise FileNotFoundError(f'{path}: no student, finetune or teacher here (a file of a network, or the folder of a '
+                            f'run){hint}')
 
 @dataclass
 class Looks:
@@ -414,13 +419,17 @@ MAPPINGS = dict(
     camvid_to_idd_lite=CAMVID_TO_IDD_LITE,
     idd_lite_to_camvid=IDD_LITE_TO_CAMVID, city_a_to_b=CITY_A_TO_B, city_b_to_a=CITY_B_TO_A)
 
+# %% ../nbs/48_cli.ipynb #3b26b239
 def _mapping_file(name, source, target):
+    "A mapping of a JSON file; a class that it names twice stays named twice, so that `Mapping` finds it"
     try:
-        d = read_json(name)
-        return Mapping(source, target, d['pairs'], d.get('new', ()))
-    except (KeyError, TypeError, AttributeError) as e:
+        d = dict(json.loads(Path(name).read_text(encoding='utf-8'), object_pairs_hook=list))
+        pairs, new = [(a, b) for a, b in d['pairs']], d.get('new', ())
+    except (KeyError, TypeError, ValueError) as e:
         raise ValueError(f'{name}: a mapping is JSON with `pairs`, {{name: name or null}}, and `new`, a list of names '
                          f'({e!r})') from e
+    try: return Mapping(source, target, pairs, new)
+    except ValueError as e: raise ValueError(f'{name}: {e}') from None
 
 # %% ../nbs/48_cli.ipynb #c720c55a
 def find_mapping(
@@ -444,6 +453,7 @@ class Move:
     "From where to where"
     source: str = ''  # folder of the source, scenes, a predictor.safetensors, or the folder of a finished run
     target: str = ''  # folder of the target, or: scenes
+    reader: str = ''  # of the target: camvid, cityscapes, seg_folder, ...; by the folder's name if not given
     unlabelled: str = ''  # folder of more images of the target, without labels
     mapping: str = ''  # name of a mapping, or a JSON file; by the two label spaces if not given
     out: str = 'runs/transfer'  # folder of the transfers; the same command again goes on there
@@ -465,12 +475,10 @@ def _source(name):
     else: known = with_validation(open_data(name))
     return known, known.table.space if isinstance(known, Run) else known.space
 
-def _target(m):
+def _target(m, layout):
     "The target as a table"
     if m.target == 'scenes': return open_data(m.target, city='B')
-    table = with_validation(open_data(m.target))
-    if not m.unlabelled: return table
-    return table + seg_folder(m.unlabelled, space=table.space, images='.', labels='none')
+    return open_table(Data(m.target, m.reader, unlabelled=m.unlabelled), layout)
 
 # %% ../nbs/48_cli.ipynb #b79ac7d5
 @friendly
@@ -482,6 +490,7 @@ def transfer(argv=None):
     own = 'seed', 'student_encoder', 'student_arch', 'rounds', 'strong_teacher', 'teachers'  # mean nothing here
     for title, cls, skip in (('what to do', Move, ()), ('recipe', TransferRecipe, own), ('options', Options, ())):
         add_fields(p.add_argument_group(title, cls.__doc__), cls, skip)
+    add_fields(p.add_argument_group("layout of the target's plain folder", _FOLDER), Layout, skip=('strict',))
     _transfer_seeds(p.parse_args(argv))
 
 # %% ../nbs/48_cli.ipynb #21fb4e11
@@ -493,9 +502,9 @@ def _transfer_seeds(args):
     if not m.source or not m.target:
         raise ValueError('--source or --target is missing: give folders of images and labels')
     _check_csv(m.csv)
-    seeds, (known, space), target = _seeds(m.seeds), _source(m.source), _target(m)
+    seeds, (known, space), target = _seeds(m.seeds), _source(m.source), _target(m, _layout(args))
     mapping, command, done = find_mapping(m.mapping, space, target.space), _command(m.source, m.target), []
-    arms, name = m.arms.split(',') if m.arms else None, f'{Path(m.source).name} to {Path(m.target).name}'
+    arms, name = _names(m.arms) or None, f'{Path(m.source).name} to {Path(m.target).name}'
     for s in seeds:
         out = Path(m.out)/f'seed{s}'
         say(f'transfer: {out}')

@@ -184,7 +184,7 @@ def _images(path, layout):
     "{key: path} of the images of a layout; keys begin with the folder where there are several"
     folders, several = as_tuple(layout.images), not isinstance(layout.images, str)
     skip = {str(path/f) for f in as_tuple(layout.labels) if f}
-    if folders == ('.',): skip |= {str(f) for f in subfolders(path) if name_meaning(f.name)[1] == 'labels'}
+    if folders == ('.',): skip |= {*map(str, label_folders(path))}
     files = {f'{f}/' * several + n: p for f in folders for n, p in image_files(path/f, skip).items()}
     if files: return image_keys(files)
     exts = ' '.join(IMAGE_EXTS)

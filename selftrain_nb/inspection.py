@@ -184,7 +184,7 @@ def errors_list(
     errors, # {name: what is wrong}
 ): # a part of a page
     "Images that could not be read"
-    if not errors: return P('Every image could be read.')
+    if not errors: return P('Each of these images could be read.')
     told = [f'{no_folders(n)}: {_plain(e, n)}' for n, e in sorted(errors.items())]
     many = len(told) > 1
     return Section(P(f'{len(told)} image{"s" if many else ""} could not be read. No label, and nothing trained on '
@@ -198,7 +198,7 @@ def pseudo_part(
     "All about the pseudo labels"
     if pseudo.store is None:
         some = f'Labelling is not finished: {pseudo.done} of {pseudo.total} images have a label.'
-        told = P(some if pseudo.done or pseudo.errors else 'There are no pseudo labels yet.')
+        told = P(some if pseudo.done or pseudo.errors else 'There are no pseudo labels.')
         return Section(told, errors_list(pseudo.errors) if pseudo.errors else '')
     parts = {
         'Are the classes in proportion?': (shares_table, run, pseudo), 'How right are they?': (quality_table, pseudo),

@@ -78,8 +78,12 @@ def image_table(
         table = images[~images.df.image.duplicated()]
         return table, relative_names(table.df.image)[1]
     if not Path(images).is_dir(): raise FileNotFoundError(f'{images}: no such folder')
-    own = tuple(os.path.realpath(Path(out)/d) + os.sep for d in ('labels', 'conf'))
-    files = {n: p for n, p in image_files(images).items() if not os.path.realpath(p).startswith(own)}
+    own = {os.path.realpath(Path(out)/d) for d in ('labels', 'conf')}
+    labels = [p for p in label_folders(images) if os.path.realpath(p) not in own]
+    if labels: warnings.warn(f'{images}: {first_names(p.name for p in labels)} is taken for labels, and left out')
+    inside = tuple(p + os.sep for p in own)
+    files = image_files(images, {*map(str, labels)})
+    files = {n: p for n, p in files.items() if not os.path.realpath(p).startswith(inside)}
     if not files: raise ValueError(f'{images}: no images in it, nor below')
     return SegTable.make(files.values(), [None] * len(files), space), [*files]
 
@@ -272,6 +276,13 @@ def _same_names(out, names):
         with np.load(out/'stats.npz') as z: return z['names'].tobytes() == text
     except (OSError, ValueError, KeyError): return False
 
+# %% ../nbs/93_labelling.ipynb #e7c6d312
+@patch
+def _tell_others(self:LabelWork, names):
+    "Say that labels of an earlier call are there, of images that this one was not given"
+    if names: say(f'{self.out}: table.csv lists the images of this call alone. {len(names)} labels of others stay as '
+                  f'files: {_some(sorted(names))}. To have all of them, give all images at once')
+
 # %% ../nbs/93_labelling.ipynb #8feffb1a
 @patch
 def _finish(self:LabelWork):
@@ -284,6 +295,7 @@ def _finish(self:LabelWork):
     good = labels[[n not in bad for n in keep]] if bad else labels
     if any(n not in done or not (done[n].sig or done[n].error) for n in self.names): return good  # others are at work
     settle(self.out, self.names)
+    self._tell_others({n for n, d in done.items() if d.sig}.difference(self.names))
     if self.written or not _same_names(self.out, keep): self._summarise(labels, keep)
     whole = {**labels.remaps, 'pseudo': Remap.identity(self.n)}  # the threshold is chosen when the labels are used
     labels._like(labels.df, whole).save(self.out/'table.csv')

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['IMAGE_EXTS', 'OTHER_EXTS', 'SPLIT_OF', 'walk_files', 'first_names', 'image_files', 'has_images', 'file_key',
-           'image_keys', 'name_meaning', 'Layout', 'subfolders', 'near_hint', 'as_tuple', 'as_folder', 'find_layout',
-           'split_lists', 'read_lists']
+           'image_keys', 'name_meaning', 'Layout', 'subfolders', 'label_folders', 'near_hint', 'as_tuple', 'as_folder',
+           'find_layout', 'split_lists', 'read_lists']
 
 # %% ../nbs/85_layout.ipynb #63fac249
 import os, re, unicodedata, warnings
@@ -164,6 +164,12 @@ def subfolders(
 ) -> list:
     "The folders in a folder, without hidden ones"
     return sorted(p for p in Path(path).iterdir() if p.is_dir() and not _hidden(p.name))
+
+def label_folders(
+    path, # root of a data set
+) -> list:
+    "The folders in a folder that labels are in, by their names"
+    return [p for p in subfolders(path) if name_meaning(p.name)[1] == 'labels']
 
 def _rank(name):
     "Usual names first: 'labels' before 'gt'"

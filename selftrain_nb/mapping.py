@@ -6,7 +6,8 @@
 __all__ = ['CITYSCAPES_TO_CAMVID', 'CAMVID_TO_CITYSCAPES', 'CAMVID_TO_IDD_LITE', 'IDD_LITE_TO_CAMVID', 'CITY_A_TO_B',
            'CITY_B_TO_A', 'Mapping', 'mapillary_to_cityscapes']
 
-# %% ../nbs/07_mapping.ipynb #307e1131
+# %% ../nbs/07_mapping.ipynb #9a010f7d
+from difflib import get_close_matches
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 from .labels import *
@@ -15,7 +16,12 @@ from .scenes import CITY_A, CITY_B
 from .datasets import *
 from .public import *
 
-# %% ../nbs/07_mapping.ipynb #68efd6d6
+# %% ../nbs/07_mapping.ipynb #32158d6c
+def _near(name, known):
+    "A name, and one that is spelled alike"
+    near = get_close_matches(str(name), known, 1)
+    return f'{name} (did you mean {near[0]}?)' if near else repr(name) if not name else str(name)
+
 def _refuse(what, names):
     if names: raise ValueError(f'{what}: {", ".join(map(str, names))}')
 
@@ -24,8 +30,8 @@ def _check(where, source, target, names, to, new):
     reached = set(to.values())
     known = lambda b: b is None or b in target.names
     _refuse(f'{where}: placed twice', sorted({a for a in names if names.count(a) > 1}))
-    _refuse(f'{where}: not in the source', [a for a in to if a not in source.names])
-    _refuse(f'{where}: not in the target', [b for b in [*to.values(), *new] if not known(b)])
+    _refuse(f'{where}: not in the source', [_near(a, source.names) for a in to if a not in source.names])
+    _refuse(f'{where}: not in the target', [_near(b, target.names) for b in [*to.values(), *new] if not known(b)])
     _refuse(f'{where}: classes of the source without a place (a name, or None for void)',
             [a for a in source.names if a not in to])
     _refuse(f'{where}: classes of the target that nothing becomes (name them in `new`)',
@@ -41,7 +47,7 @@ class Mapping:
         pairs, # {name in `source`: name in `target`, or None for void}, or a list of such pairs
         new=(), # names in `target` that nothing in `source` becomes
     ):
-        pairs = list(pairs.items() if isinstance(pairs, dict) else pairs)
+        pairs, new = list(pairs.items() if isinstance(pairs, dict) else pairs), [new] if isinstance(new, str) else new
         to = dict(pairs)
         _check(f'{source} to {target}', source, target, [a for a, _ in pairs], to, new)
         self.source, self.target = source, target

@@ -57,7 +57,7 @@ _TRANSFER_MEANS = dict(
     student='the few labels and pseudo labels, with replay where the recipe has it',
     control='as the student, human labels alone')
 _PAIRS = {
-    ('finetune', 'scratch'): "what the source's network is worth",
+    ('finetune', 'scratch'): "what the source's network is worth, each at a peak learning rate of its own",
     ('joint', 'finetune'): "what the source's labels are worth",
     ('student', 'control'): 'what the unlabelled images are worth',
     ('student', 'finetune_long'): 'pseudo labels and replay, compared with finetuning for as many steps'}
@@ -98,6 +98,13 @@ def _transfer_classes(t, split):
             for n in sorted(space.names, key=lambda n: n not in new)]
     return html_table(['class', *t.done, *(f'student − {a}' for a in versus)], rows)
 
+# %% ../nbs/44_report.ipynb #e3a6ed46
+def _transfer_mapping(t):
+    "Which classes of the source became which of the target"
+    m = t.mapping
+    became = {b: ', '.join(a for a, to in m.to.items() if to == b) for b in [*m.target.names, None]}
+    return html_table(['class', 'of the source'], [[b or 'void', a or 'none'] for b, a in became.items() if b or a], 2)
+
 # %% ../nbs/44_report.ipynb #5bae51c7
 def _transfer_pictures(t, n):
     "What each network says of the images that show most of what is new"
@@ -127,7 +134,8 @@ def _transfer_page(t, n, title):
     about = f'From {old} classes to {now}, new: {", ".join(c["new"]) or "none"}.'
     told = [*transfer_verdict(m), _source_origin(t), *doubts(t)]
     where = [P(where_measured(t, split), cls='dim'), _transfer_arms(t, split)] if split else []
-    classes = [H2('Class by class', id='classes'), _transfer_classes(t, split)] if split else []
+    classes = [H2('Class by class', id='classes'), _transfer_classes(t, split) if split else '',
+               H3('What each class was in the source'), _transfer_mapping(t)]
     pseudo = open_pseudo(t)
     parts = [no_control(t), Ul(*map(Li, told)), *where, class_legend(t.table.space), _transfer_pictures(t, n),
              pseudo_pictures(t, pseudo, n), *classes, H2('Curves', id='curves'), curves_part(t),

@@ -136,9 +136,9 @@ def image(self:SegTable,
 def _misfit(path, shape, image, size):
     "The error for a label whose size is not that of its image"
     turned = shape == size[::-1] and orientation(image) > 4
-    hint = ' The image is stored on its side with a note how to turn it (EXIF), the label without.' if turned else ''
+    hint = '. The image is stored on its side with a note how to turn it (EXIF), the label without' if turned else ''
     return ValueError(f'{path}: the label is {shape[1]}x{shape[0]}, its image {image} is {size[1]}x{size[0]} '
-                      f'(width x height, upright); make them equal.{hint}')
+                      f'(width x height, upright); make them equal{hint}')
 
 # %% ../nbs/82_rows.ipynb #5eddf1af
 @patch

@@ -90,7 +90,7 @@ def run_config(
     return dict(version=2, **recipe.to_dict(), classes=list(table.space.names), **ids, **more)
 
 _WORDS = {f'{s} images and labels': f'the {s} images or labels are others' for s in SPLITS}
-_WORDS['train images and labels'] += ' (if some were added: another folder, with the teachers of this one, --teacher)'
+_WORDS['train images and labels'] += ' (if some were added: another folder; its run may take these teachers, --teacher)'
 _WORDS |= {k: f'the {k} is another one' for k in ('source', 'mapping', 'teacher')}
 _WORDS['strong_teacher'] = 'strong_teacher differs (a run of an older version goes on with False, and teachers=1)'
 

@@ -59,7 +59,8 @@ Transfer.results = property(_transfer_results, doc=_transfer_results.__doc__)
 # %% ../nbs/31_transfer.ipynb #63d26a7c
 _WHY = dict(
     joint='needs replay=True, and a source with labels', full='needs hidden labels of the target; there are none',
-    student='needs unlabelled images: keep fewer labels (target_labels), or add images, `target + seg_folder(...)`')
+    student='needs unlabelled images: keep fewer labels (target_labels, --target-labels), or add images '
+            '(`target + seg_folder(...)`, --unlabelled)')
 
 def _possible(recipe, data):
     "The arms that there is data for"
@@ -67,7 +68,19 @@ def _possible(recipe, data):
     can = dict(joint=recipe.replay, student=student, control=student, full=bool(data.hidden))
     return [a for a in TRANSFER_ARMS if can.get(a, True)]
 
-def _check_names(arms):
+def _all_possible(recipe, data):
+    "The same, where nobody has chosen; says which are left out, and why"
+    arms = _possible(recipe, data)
+    for a, why in _WHY.items():
+        if a not in arms: say(f'left out: the arm {a} {why}')
+    return arms
+
+# %% ../nbs/31_transfer.ipynb #03cbe6df
+def _check_given(target, recipe, arms):
+    "ValueError for what is not of the kind that `transfer` takes"
+    if not isinstance(target, SegTable): raise ValueError(f'target={target!r}: give a SegTable, as of seg_folder(path)')
+    if not isinstance(recipe, TransferRecipe): raise ValueError(f'recipe={recipe!r}: give a TransferRecipe')
+    if isinstance(arms, str): raise ValueError(f'arms={arms!r}: give a list, such as ["finetune", "student"]')
     unknown = [str(a) for a in arms or () if a not in TRANSFER_ARMS]
     if unknown or arms is not None and not len(arms):
         raise ValueError(f'arms: no arm {", ".join(unknown) or "given"}; choose of {", ".join(TRANSFER_ARMS)}')
@@ -153,7 +166,7 @@ def _prepared(source, target, mapping, path, recipe, arms, options):
     few = target.keep_labels(amount, by=recipe.by, seed=recipe.seed) if amount else target
     source, few, left_out = look_at_both(source, few, path, options)
     data = TransferData(few, None if source.table is None else mapping(source.table).train.labelled)
-    arms = _possible(recipe, data) if arms is None else arms
+    if arms is None: arms = _all_possible(recipe, data)
     _check_data(recipe, data, arms)
     if not path.exists(): check_weights(recipe, source, mapping, 'scratch' in arms)
     return recipe, source, data, arms, left_out
@@ -182,9 +195,9 @@ def transfer(
     options=Options(), # `Options`: what cannot change a result
 ) -> Transfer:
     "A network taken to other images and classes, beside its baselines; resumes. ValueError first for what cannot be"
+    _check_given(target, recipe, arms)
     recipe.validate()
     options.validate()
-    _check_names(arms)
     t, source = Transfer(out), as_source(source)
     m = as_mapping(mapping, source.space, target.space)
     recipe, source, data, arms, left_out = _prepared(source, target, m, t.path, recipe, arms, options)

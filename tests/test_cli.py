@@ -1,5 +1,5 @@
 "The commands as a newcomer types them: what they find, what they say, and how they end."
-import re, subprocess, sys
+import re, shutil, subprocess, sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from PIL import Image
 from selftrain_nb import cli
 from selftrain_nb.datasets import seg_folder
 from selftrain_nb.selftrain import Options, Recipe, Run
-from selftrain_nb.transfer import TransferRecipe
+from selftrain_nb.transfer import Transfer, TransferRecipe
 from test_selftrain import folder, halves, photo
 
 SMALL = '--encoder test_byobnet --pretrained false --n 4 --bs 2 --crop 32,48 --epochs 1,1 --no-progress'.split()
@@ -208,7 +208,47 @@ def test_a_transfer_from_a_run(done, tmp_path, say):
     assert 'no such folder' in say('transfer', '--source', tmp_path/'none', '--target', other, *small).error
 
 
+def test_a_target_is_read_as_its_options_say(done, tmp_path, say):
+    data, home = done
+    other = folder(tmp_path/'voc_aerial', labelled=7)          # the name of a data set in it; no unlabelled image
+    (other/'val.txt').unlink()
+    (other/'labels').rename(other/'truth_of_mine')
+    words = ['--source', home/'runs', '--target', other, '--out', tmp_path/'moved']
+    small = [a for a in SMALL if a not in ('--encoder', 'test_byobnet')]
+    assert 'voc_aerial: PASCAL VOC' in say('transfer', *words, *small).error
+    how = ['--reader', 'seg_folder', '--labels', 'truth_of_mine', '--val', '0.4', '--arms', 'finetune, joint']
+    said = say('transfer', *words, *how, *small)
+    t = Transfer(tmp_path/'moved/seed0')
+    assert said.status == 0 and t.done == ['joint', 'finetune'][::-1] and len(t.table.val.real) == 3
+    said = say('transfer', *words, *how[:-2], '--out', tmp_path/'all', *small)
+    assert 'left out: the arm student needs unlabelled images' in said.out and 'the arm full needs' in said.out
+    assert 'no pseudo labels' in (tmp_path/'all/seed0/report.html').read_text()
+
+
 # Labels
+
+def test_a_network_that_is_no_student_has_to_be_named(done, tmp_path, say):
+    data, home = done
+    (tmp_path/'t/joint').mkdir(parents=True)
+    shutil.copy(home/'runs/seed0/student/predictor.safetensors', tmp_path/'t/joint')
+    assert 'name one of' in (e := say('label', tmp_path/'t', data/'images', tmp_path/'out').error) and 'joint' in e
+    assert say('label', tmp_path/'t/joint/predictor.safetensors', data/'images', tmp_path/'out').status == 0
+
+
+def test_labels_of_other_images_are_told_of(done, tmp_path, say):
+    data, home = done
+    for name in 'ab':
+        (tmp_path/name).mkdir()
+        photo(1).save(tmp_path/name/f'{name}.png')
+    assert 'stay as files' not in say('label', home/'runs', tmp_path/'a', tmp_path/'out').out
+    said = say('label', home/'runs', tmp_path/'b', tmp_path/'out')
+    assert '1 labels of others stay as files: a.png' in said.out and (tmp_path/'out/labels/a.png').exists()
+
+
+def test_labels_in_the_root_of_a_data_set_are_no_images(done, tmp_path, say):
+    data, home = done
+    said = say('label', home/'runs', data, tmp_path/'out')
+    assert '7 images labelled' in said.out and 'labels is taken for labels, and left out' in said.err
 
 def test_labels_can_be_looked_at_and_read_back(done, tmp_path, say):
     data, home = done

@@ -144,7 +144,7 @@ def test_a_run_that_has_only_begun(copy, tmp_path):
     for name in ('teacher', 'student', 'control', 'pseudo'): shutil.rmtree(copy/name)
     (copy/'log.csv').unlink()
     html = words(page(copy, tmp_path))
-    for told in ('Nothing has been measured', 'No epoch is finished', 'no pseudo labels yet', 'No stage is finished'):
+    for told in ('Nothing has been measured', 'No epoch is finished', 'no pseudo labels', 'No stage is finished'):
         assert told in html
 
 
@@ -291,6 +291,7 @@ def test_a_transfer(moved, tmp_path):
     html = page(moved.path, tmp_path)
     told = words(html)
     assert 'From 2 classes to 3, new: tram' in told and 'student against control' in told and 'one seed' in told
+    assert 'What each class was in the source' in told and 'tram none' in told
     assert 'The source model learned from' in told and 'id="pseudo"' in html and 'boundary' in told
     assert page(moved, tmp_path) == html and str(moved.path.parent) not in html
 

@@ -394,6 +394,15 @@ def test_another_transfer_is_refused_by_name(copy, homes):
     with pytest.raises(ValueError, match='the source is another one'): go(source=homes[0])
 
 
+@pytest.mark.parametrize('how, says', [
+    (dict(target='town'), 'target='), (dict(recipe=Recipe()), 'give a TransferRecipe'),
+    (dict(arms='finetune'), 'give a list'), (dict(mapping='map.json'), 'mapping=')])
+def test_what_is_of_another_kind_is_named(cities, tmp_path, how, says):
+    given = dict(target=table(cities, 'B'), mapping=CITY_A_TO_B, recipe=QUICK, arms=['finetune'])
+    with pytest.raises(ValueError, match=says): transfer(table(cities, 'A'), out=tmp_path/'t', **{**given, **how})
+    assert not (tmp_path/'t').exists()
+
+
 def test_moved_data_is_the_same_transfer(copy):
     home, (a, b), go = copy
     stamp = (home/'t'/'joint'/'predictor.safetensors').stat().st_mtime_ns
