@@ -67,6 +67,10 @@ def centroids(p, more='', **fields):
     "A share `p` of the crops around centroids"
     return Job(f'p={p:g}{more}', dict(sampler='centroid', p=p, **WEAK, **fields), ('teacher',))
 
+def moved(n, more='', arms=('student',), **fields):
+    "A transfer to `n` labels"
+    return Job(f'{n} labels{more}', dict(target_labels=n, **fields), arms)
+
 
 @dataclass
 class Table:
@@ -84,7 +88,9 @@ TABLES = dict(
     centroids=Table([*[centroids(p) for p in (0., .25, .5, 1.)],
                      *[centroids(p, ', no class weights', weight_power=0.) for p in (0., .5)]], 'camvid_50,scenes'),
     crops=Table([*[Job(s, dict(schedule=s, **WEAK), ('teacher',)) for s in PRESETS], SHORTER], 'camvid_50,scenes'),
-    transfer=Table([Job(f'{n} labels', dict(target_labels=n), TRANSFER_ARMS) for n in (10, 30, 100)],
+    transfer=Table([*[moved(n, '', TRANSFER_ARMS) for n in (10, 30, 100)],
+                    *[moved(n, ', no replay', ('control', 'student'), replay=False) for n in (10, 30)],
+                    *[moved(n, ', logit adjustment', adjust=True) for n in (10, 30)]],
                    'city_b,camvid_to_idd,idd_to_camvid',
                    TransferRecipe(n=1600, epochs=(6, 6), source_epochs=6, valid_every=3)))
 

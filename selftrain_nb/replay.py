@@ -24,7 +24,6 @@ class TransferRecipe(Recipe):
     lr: float = 1e-3  # peak learning rate of what starts from the source: gently, so as not to forget
     strong_teacher: bool = False  # in a transfer the teacher is an arm of its own: joint, centroids or finetune
     teachers: int = 1  # in a transfer one network labels
-    adjust: bool = True  # the teacher labels with logit adjustment, as if it had been trained without class weights
     target_labels: int|float = 0  # labels of the target to keep: a count, or a share below 1; 0: all there are
     by: str = 'group'  # keep whole groups of the target's labels, or single images (image)
     replay: bool = True  # the source's labels stay, as a stream of their own
