@@ -310,7 +310,7 @@ def summary(df) -> str:
     for (data, recipe, split), g in df.groupby(['data', 'recipe', 'split'], sort=False):
         by = g.pivot(index='seed', columns=['change', 'arm'], values='miou')
         for change, arm in g[['change', 'arm']].drop_duplicates().itertuples(index=False):
-            own = (change, change.removeprefix('online, ')) * (arm != 'control')
+            own = (change, change.removeprefix('online, '), change.partition(', ')[0]) * (arm != 'control')
             control = next((by[c, 'control'] for c in (*own, 'base', '') if (c, 'control') in by), None)
             diff = '' if control is None else spread((by[change, arm] - control).dropna())
             lines.append(dict(data=data, split=split, change=change, arm=arm, seeds=by[change, arm].count(),

@@ -130,8 +130,10 @@ def reader_of(
             if n in name if len(n) > 5 else re.search(f'(?<![a-z]){n}(?![a-z])', name): return known[n]
     return 'seg_folder'
 
-# %% ../nbs/48_cli.ipynb #3e8d1c32
-def _given(layout): return {f.name: v for f in fields(layout) if (v := getattr(layout, f.name)) != f.default}
+# %% ../nbs/48_cli.ipynb #e63bb963
+def _given(layout):
+    "What says how a folder is laid out; `strict` does not"
+    return {f.name: v for f in fields(layout) if (v := getattr(layout, f.name)) != f.default and f.name != 'strict'}
 
 def open_data(
     data, # folder, or 'scenes'
@@ -288,7 +290,10 @@ class Job:
     teacher: str = ''  # folder of runs with these seeds, whose teachers are taken over
     csv: str = ''  # file for the results of all seeds
 
-def _names(text): return [a for n in text.split(',') if (a := n.strip())]
+def _arms(text):
+    "'teacher, student' as a list; ValueError where none is named"
+    if found := [a for n in text.split(',') if (a := n.strip())]: return found
+    raise ValueError(f'--arms {text!r}: names with commas between, such as teacher,student')
 
 def _seeds(text):
     "'0,1,2' as [0, 1, 2]"
@@ -329,7 +334,7 @@ def _run_seeds(args):
     d, job, options = (from_args(cls, args) for cls in (Data, Job, Options))
     seeds, recipe, runs = _seeds(job.seeds), from_args(Recipe, args).validate(), []
     _check_csv(job.csv)
-    command, arms, name = _command(d.data, d.unlabelled, job.teacher), _names(job.arms), Path(d.data).name
+    command, arms, name = _command(d.data, d.unlabelled, job.teacher), _arms(job.arms), Path(d.data).name
     for s in seeds:
         out, teacher = Path(job.out)/f'seed{s}', _teacher(job.teacher, s)
         table = open_table(d, _layout(args), s)
@@ -338,13 +343,14 @@ def _run_seeds(args):
         collect(runs, job.csv, name, command)
     _finish(runs, job.csv, name, command, ('miou', 'biou', 'acc'))
 
-# %% ../nbs/48_cli.ipynb #5391008b
+# %% ../nbs/48_cli.ipynb #11bcfad4
 def find_predictor(
     path, # file of a predictor, folder of a run, or the folder above it
 ) -> Path:
-    "The file of a trained network: a run's student, else its teacher; FileNotFoundError that names runs nearby"
+    "A run's student, else the arm finetune, else its teacher. FileNotFoundError that names runs or networks nearby"
     path = Path(path)
     if path.is_file(): return path
+    if not path.exists(): raise FileNotFoundError(f'{path}: no such file or folder')
     for arm in ('student', 'finetune', 'teacher'):
         if (file := path/arm/'predictor.safetensors').exists(): return file
     runs = sorted(p.parent for p in path.glob('*/config.json'))
@@ -385,7 +391,7 @@ def label(argv=None):
     from selftrain_nb.pseudo import LabelJob, pseudo_label
     p = _parser('label', label.__doc__)
     p.add_argument('network', help='predictor.safetensors, or the folder of a run')
-    p.add_argument('images', help='folder of images')
+    p.add_argument('images', help='folder of images; folders in it such as masks or labels are left out')
     p.add_argument('out', help='folder for labels and confidences; the same command again goes on there')
     add_fields(p.add_argument_group('views', Looks.__doc__), Looks)
     group = p.add_argument_group('options', 'How it is carried out; none of this changes a label')
@@ -399,19 +405,19 @@ def label(argv=None):
     print(f'{len(table)} images labelled: {args.out}/labels')
     _after_label(args.out, looks.overlay)
 
-# %% ../nbs/48_cli.ipynb #eaaaccb7
+# %% ../nbs/48_cli.ipynb #1144d3d1
 def _after_label(out, overlay):
     "Overlays, and the images that could not be read"
     from selftrain_nb.pseudo import PseudoStore
-    from selftrain_nb.store import read_done
     pictures = Path(out)/'overlay'
     if overlay:
         shutil.rmtree(pictures, ignore_errors=True)  # of labels that were there before
         PseudoStore.open(out).export(pictures, overlay=True)
         print(f'overlays: {pictures}')
-    bad = {n: d.error for n, d in read_done(out).items() if d.error}
-    for name, why in [*bad.items()][:20]: print(f'{name}: {why}', file=sys.stderr)
-    if bad: raise ValueError(f'{len(bad)} images could not be read and have no label: see {out}/unreadable.csv')
+    if not (file := Path(out)/'unreadable.csv').exists(): return
+    bad = pd.read_csv(file, dtype=str, keep_default_na=False, encoding_errors='surrogateescape')
+    for r in bad.head(20).itertuples(): print(f'{r.image}: {r.problem}', file=sys.stderr)
+    raise ValueError(f'{len(bad)} images could not be read and have no label: see {file}')
 
 # %% ../nbs/48_cli.ipynb #f9b1c846
 MAPPINGS = dict(
@@ -419,16 +425,17 @@ MAPPINGS = dict(
     camvid_to_idd_lite=CAMVID_TO_IDD_LITE,
     idd_lite_to_camvid=IDD_LITE_TO_CAMVID, city_a_to_b=CITY_A_TO_B, city_b_to_a=CITY_B_TO_A)
 
-# %% ../nbs/48_cli.ipynb #3b26b239
+# %% ../nbs/48_cli.ipynb #e8a08a72
 def _mapping_file(name, source, target):
     "A mapping of a JSON file; a class that it names twice stays named twice, so that `Mapping` finds it"
     try:
-        d = dict(json.loads(Path(name).read_text(encoding='utf-8'), object_pairs_hook=list))
-        pairs, new = [(a, b) for a, b in d['pairs']], d.get('new', ())
-    except (KeyError, TypeError, ValueError) as e:
-        raise ValueError(f'{name}: a mapping is JSON with `pairs`, {{name: name or null}}, and `new`, a list of names '
-                         f'({e!r})') from e
-    try: return Mapping(source, target, pairs, new)
+        said = json.loads(Path(name).read_text(encoding='utf-8'), object_pairs_hook=list)
+        d = dict(said)
+        if sorted(d) not in (['new', 'pairs'], ['pairs']) or len(d) < len(said): raise ValueError(', '.join(dict(said)))
+    except (TypeError, ValueError) as e:
+        raise ValueError(f'{name}: a mapping is JSON with `pairs`, {{name: name or null}}, and `new`, a list of names, '
+                         f'and nothing else ({e})') from e
+    try: return Mapping(source, target, d['pairs'], d.get('new') or ())
     except ValueError as e: raise ValueError(f'{name}: {e}') from None
 
 # %% ../nbs/48_cli.ipynb #c720c55a
@@ -472,11 +479,14 @@ def _source(name):
     if len(runs) > 1: raise ValueError(f'--source {name}: several runs are in it: {", ".join(map(str, runs[:4]))}')
     if path.is_file(): known = Predictor.load(path)
     elif (path/'config.json').exists(): known = Run(path)
-    else: known = with_validation(open_data(name))
+    else:
+        say(f'source: {name} (options for reader and layout are those of the target)')
+        known = with_validation(open_data(name))
     return known, known.table.space if isinstance(known, Run) else known.space
 
 def _target(m, layout):
     "The target as a table"
+    say(f'target: {m.target}')
     if m.target == 'scenes': return open_data(m.target, city='B')
     return open_table(Data(m.target, m.reader, unlabelled=m.unlabelled), layout)
 
@@ -504,7 +514,7 @@ def _transfer_seeds(args):
     _check_csv(m.csv)
     seeds, (known, space), target = _seeds(m.seeds), _source(m.source), _target(m, _layout(args))
     mapping, command, done = find_mapping(m.mapping, space, target.space), _command(m.source, m.target), []
-    arms, name = _names(m.arms) or None, f'{Path(m.source).name} to {Path(m.target).name}'
+    arms, name = _arms(m.arms) if m.arms else None, f'{Path(m.source).name} to {Path(m.target).name}'
     for s in seeds:
         out = Path(m.out)/f'seed{s}'
         say(f'transfer: {out}')

@@ -29,9 +29,7 @@ def as_mapping(
     target, # `LabelSpace`
 ) -> Mapping:
     "A mapping between two label spaces; ValueError when it is one between others"
-    if isinstance(mapping, (dict, list)):
-        pairs = [*(mapping.items() if isinstance(mapping, dict) else mapping)]
-        mapping = Mapping(source, target, pairs, [n for n in target.names if n not in {b for _, b in pairs}])
+    if isinstance(mapping, (dict, list)): mapping = Mapping(source, target, mapping, None)
     if not isinstance(mapping, Mapping):
         raise ValueError(f'mapping={mapping!r}: give a Mapping, or a dict {{class: class of the target or None}}')
     if mapping.source != source: raise ValueError(f'the mapping is from {mapping.source}, the source is in {source}')

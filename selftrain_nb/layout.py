@@ -38,9 +38,10 @@ def walk_files(
     skip=(), # paths of folders that are left out
 ): # yields (name below `top`, with '/' between folders; path)
     "All files below a folder but hidden ones, in order of their names"
+    skip = {os.path.normpath(p) for p in skip}
     for d, dirs, files in os.walk(top, onerror=_closed, followlinks=True):
         inner = [(o, os.path.join(d, o)) for o in sorted(dirs) if not _hidden(o)]
-        dirs[:] = [o for o, p in inner if p not in skip and not _is_loop(p)]
+        dirs[:] = [o for o, p in inner if os.path.normpath(p) not in skip and not _is_loop(p)]
         below = os.path.relpath(d, top).replace(os.sep, '/')
         start = '' if below == '.' else f'{below}/'
         yield from ((start + f, os.path.join(d, f)) for f in sorted(files) if not _hidden(f))

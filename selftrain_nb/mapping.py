@@ -38,6 +38,20 @@ def _check(where, source, target, names, to, new):
             [b for b in target.names if b not in reached and b not in new])
     _refuse(f'{where}: named as new, yet something becomes them', [b for b in new if b in reached])
 
+# %% ../nbs/07_mapping.ipynb #64af9a9a
+def _names_of(pairs, new):
+    "Both as lists; ValueError where something is no name"
+    try:
+        pairs = [(a, b) for a, b in (pairs.items() if isinstance(pairs, dict) else pairs)]
+        new = None if new is None else [new] if isinstance(new, str) else [*new]
+    except (TypeError, ValueError):
+        told = f'pairs={pairs!r}, new={new!r}: give {{class: class or None}}, and a list of classes'
+        raise ValueError(told) from None
+    odd = [v for v in [*(a for a, _ in pairs), *(b for _, b in pairs if b is not None), *(new or ())]
+           if not isinstance(v, str)]
+    _refuse('a mapping is made of names, and these are none', odd)
+    return pairs, new
+
 # %% ../nbs/07_mapping.ipynb #d58a4bee
 class Mapping:
     "What becomes of each class of one label space in another"
@@ -45,10 +59,11 @@ class Mapping:
         source, # `LabelSpace`
         target, # `LabelSpace`
         pairs, # {name in `source`: name in `target`, or None for void}, or a list of such pairs
-        new=(), # names in `target` that nothing in `source` becomes
+        new=(), # names in `target` that nothing in `source` becomes; None: all of those
     ):
-        pairs, new = list(pairs.items() if isinstance(pairs, dict) else pairs), [new] if isinstance(new, str) else new
+        pairs, new = _names_of(pairs, new)
         to = dict(pairs)
+        if new is None: new = [b for b in target.names if b not in to.values()]
         _check(f'{source} to {target}', source, target, [a for a, _ in pairs], to, new)
         self.source, self.target = source, target
         self.to, self.new = {a: to[a] for a in source.names}, tuple(b for b in target.names if b in new)

@@ -92,6 +92,7 @@ def run_config(
 _WORDS = {f'{s} images and labels': f'the {s} images or labels are others' for s in SPLITS}
 _WORDS['train images and labels'] += ' (if some were added: another folder; its run may take these teachers, --teacher)'
 _WORDS |= {k: f'the {k} is another one' for k in ('source', 'mapping', 'teacher')}
+_WORDS['adjust'] = 'adjust differs (a transfer of an older version goes on with adjust=True, --adjust)'
 _WORDS['strong_teacher'] = 'strong_teacher differs (a run of an older version goes on with False, and teachers=1)'
 
 def _remeasure(path, table, recipe, same):

@@ -56,10 +56,10 @@ def _transfer_results(t):
 
 Transfer.results = property(_transfer_results, doc=_transfer_results.__doc__)
 
-# %% ../nbs/31_transfer.ipynb #63d26a7c
+# %% ../nbs/31_transfer.ipynb #0b8bed92
 _WHY = dict(
     joint='needs replay=True, and a source with labels', full='needs hidden labels of the target; there are none',
-    student='needs unlabelled images: keep fewer labels (target_labels, --target-labels), or add images '
+    student='and its control need unlabelled images: keep fewer labels (target_labels, --target-labels), or add images '
             '(`target + seg_folder(...)`, --unlabelled)')
 
 def _possible(recipe, data):

@@ -221,7 +221,7 @@ def test_a_target_is_read_as_its_options_say(done, tmp_path, say):
     t = Transfer(tmp_path/'moved/seed0')
     assert said.status == 0 and t.done == ['joint', 'finetune'][::-1] and len(t.table.val.real) == 3
     said = say('transfer', *words, *how[:-2], '--out', tmp_path/'all', *small)
-    assert 'left out: the arm student needs unlabelled images' in said.out and 'the arm full needs' in said.out
+    assert 'the arm student and its control need unlabelled images' in said.out and 'the arm full needs' in said.out
     assert 'no pseudo labels' in (tmp_path/'all/seed0/report.html').read_text()
 
 
@@ -245,10 +245,48 @@ def test_labels_of_other_images_are_told_of(done, tmp_path, say):
     assert '1 labels of others stay as files: a.png' in said.out and (tmp_path/'out/labels/a.png').exists()
 
 
-def test_labels_in_the_root_of_a_data_set_are_no_images(done, tmp_path, say):
+@pytest.mark.parametrize('where', ['.', '../data', ''])
+def test_labels_in_the_root_of_a_data_set_are_no_images(done, tmp_path, say, monkeypatch, where):
     data, home = done
-    said = say('label', home/'runs', data, tmp_path/'out')
+    monkeypatch.chdir(data)
+    said = say('label', home/'runs', where or data, tmp_path/'out')
     assert '7 images labelled' in said.out and 'labels is taken for labels, and left out' in said.err
+
+
+def test_unreadable_images_of_another_folder_are_not_told_of(done, tmp_path, say):
+    data, home = done
+    for name in 'ab':
+        (tmp_path/name).mkdir()
+        photo(1).save(tmp_path/name/f'{name}.png')
+    (tmp_path/'a/bad.png').write_bytes(b'')
+    assert 'bad.png' in say('label', home/'runs', tmp_path/'a', tmp_path/'out').err
+    said = say('label', home/'runs', tmp_path/'b', tmp_path/'out')
+    assert said.status == 0 and 'bad.png' not in said.err
+
+
+@pytest.mark.parametrize('text, says', [
+    ('{"pairs": {"bg": "bg", "fg": "fg", "bg": "fg"}}', 'placed twice: bg'),
+    ('{"pairs": {"bg": "bg", "fg": ["fg"]}}', 'these are none'),
+    ('{"pairs": {"bg": "bg", "fg": "fg"}, "new": 5}', 'new=5'),
+    ('{"pairs": {"bg": "bg", "fg": "fgg"}}', 'did you mean fg?'), ('{"pairs": {}, "news": []}', 'pairs, news'),
+    ('{"pairs": {}, "pairs": {}}', 'nothing else'), ('[1]', 'a mapping is JSON'), ('{', 'a mapping is JSON')])
+def test_a_wrong_mapping_is_one_line(done, tmp_path, say, text, says):
+    data, home = done
+    (tmp_path/'m.json').write_text(text)
+    words = ['--source', home/'runs', '--target', data, '--out', tmp_path/'t', '--mapping', tmp_path/'m.json']
+    assert says in (e := say('transfer', *words).error) and 'm.json' in e and not (tmp_path/'t').exists()
+
+
+def test_no_arm_is_no_run(done, tmp_path, say):
+    data, home = done
+    assert '--arms' in say('run', '--data', data, '--out', tmp_path/'r', '--arms', ',').error
+    assert '--arms' in say('transfer', '--source', home/'runs', '--target', data, '--arms', ',').error
+    assert 'no such file' in say('label', tmp_path/'nothing', data, tmp_path/'out').error
+
+
+def test_strict_is_no_layout(tmp_path):
+    with pytest.raises(ValueError, match='CamVid: 3 of 7 images'):
+        cli.open_data(folder(tmp_path/'camvid'), layout=cli.Layout(strict=True))
 
 def test_labels_can_be_looked_at_and_read_back(done, tmp_path, say):
     data, home = done

@@ -283,7 +283,7 @@ def test_settings_are_checked_first(cities, tmp_path, change, says):
     (dict(arms=['best']), 'no arm best'), (dict(arms=[]), 'no arm given'),
     (dict(arms=['joint'], recipe=replace(QUICK, replay=False)), 'the arm joint needs replay=True'),
     (dict(arms=['full'], recipe=replace(QUICK, target_labels=0)), 'the arm full needs hidden labels'),
-    (dict(arms=['student'], recipe=replace(QUICK, target_labels=0)), 'the arm student needs unlabelled images'),
+    (dict(arms=['student'], recipe=replace(QUICK, target_labels=0)), 'student and its control need unlabelled images'),
     (dict(mapping=CITY_B_TO_A), 'the mapping is'), (dict(mapping={'road': 'road'}), 'without a place'),
     (dict(options=Options(num_workers=-1)), 'num_workers=-1')])
 def test_so_are_arms_and_mappings(cities, tmp_path, how, says):
