@@ -431,7 +431,7 @@ def _mapping_file(name, source, target):
     try:
         said = json.loads(Path(name).read_text(encoding='utf-8'), object_pairs_hook=list)
         d = dict(said)
-        if sorted(d) not in (['new', 'pairs'], ['pairs']) or len(d) < len(said): raise ValueError(', '.join(dict(said)))
+        if sorted(d) not in (['new', 'pairs'], ['pairs']) or len(d) < len(said): raise ValueError(', '.join(d))
     except (TypeError, ValueError) as e:
         raise ValueError(f'{name}: a mapping is JSON with `pairs`, {{name: name or null}}, and `new`, a list of names, '
                          f'and nothing else ({e})') from e

@@ -16,11 +16,11 @@ from .scenes import CITY_A, CITY_B
 from .datasets import *
 from .public import *
 
-# %% ../nbs/07_mapping.ipynb #32158d6c
+# %% ../nbs/07_mapping.ipynb #10481cb6
 def _near(name, known):
     "A name, and one that is spelled alike"
-    near = get_close_matches(str(name), known, 1)
-    return f'{name} (did you mean {near[0]}?)' if near else repr(name) if not name else str(name)
+    near = get_close_matches(name, known, 1)
+    return f'{name} (did you mean {near[0]}?)' if near else name or repr(name)
 
 def _refuse(what, names):
     if names: raise ValueError(f'{what}: {", ".join(map(str, names))}')
