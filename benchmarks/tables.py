@@ -37,8 +37,6 @@ CHANGES = [  # the recipe with one ingredient left out or changed
     change('no strong augmentation', strong=False),
     change('no CutMix', cutmix=0.),
     change('ClassMix for CutMix', cutmix=0., classmix=.5),
-    change('CutMix and ClassMix', classmix=.5),
-    change('CutMix and ClassMix across streams', classmix=.5, mix_across=True),
     change('no EMA', ema=0.),
     change('threshold 0.7', min_conf=.7),
     change('threshold 0.95', min_conf=.95),
@@ -50,8 +48,6 @@ CHANGES = [  # the recipe with one ingredient left out or changed
     change('start from a weak teacher', ('control', 'student'), 'weak teacher', student_init='teacher', **WEAK),
     change('one teacher', teachers=1),
     change('one teacher, logit adjustment', teachers=1, adjust=True),
-    change('three teachers', ('teacher', 'student'), '', teachers=3),
-    change('labels at three scales', scales=(.75, 1., 1.5)),
     change('two rounds', rounds=2),
     change('three rounds', rounds=3),
     change('larger teacher', ('teacher', 'student'), '', encoder='tf_efficientnet_lite2',
@@ -59,8 +55,7 @@ CHANGES = [  # the recipe with one ingredient left out or changed
     change('batch norm of weak views', norm='weak'),
     change('online', ('online',)),
     change('online, start from a weak teacher', ('online',), 'weak teacher', student_init='teacher', **WEAK),
-    change('online, no threshold', ('online',), online_conf=0.),
-    change('online, two strong views', ('online',), online_views=2)]
+    change('online, no threshold', ('online',), online_conf=0.)]
 
 
 def centroids(p, more='', **fields):

@@ -208,15 +208,20 @@ def _painted(results, space):
         mask[decode_brush(r['value']['rle'], shape)] = space.index(r['value']['brushlabels'][0])
     return mask
 
-# %% ../nbs/98_annotation.ipynb #feb98c9a
+# %% ../nbs/98_annotation.ipynb #47917ddc
+def _dict(x): return x if isinstance(x, dict) else {}
+
 def label_studio_masks(
     file, # JSON file that Label Studio has exported
     back, # folder for the masks, see `read_corrections`
     space, # `LabelSpace`
 ):
     "Write the annotations of Label Studio as masks; ValueError that names the task that cannot be read"
+    tasks = read_json(file)
+    if not isinstance(tasks, list) or any('image' not in _dict(_dict(t).get('data')) for t in tasks):
+        raise ValueError(f'{file}: not a list of tasks with an image each; export from Label Studio as JSON')
     write_label_map(back, space)
-    for task in read_json(file):
+    for task in tasks:
         done = [a for a in task.get('annotations', ()) if a.get('result') and not a.get('was_cancelled')]
         if not done: continue
         name = _image_name(task['data']['image'])

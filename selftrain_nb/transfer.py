@@ -35,9 +35,9 @@ class Transfer(Run):
         c = self.config['mapping']
         return Mapping(*(LabelSpace.from_dict(c[k]) for k in ('source', 'target')), c['to'], c['new'])
 
-    def predictor(self, arm, device=None):
+    def predictor(self, arm, device=None, model=None):
         "The trained network of an arm, in the target's classes"
-        found = Run.predictor(self, arm, device)
+        found = Run.predictor(self, arm, device, model)
         return found.remapped(self.mapping) if arm == 'source' else found
 
 # %% ../nbs/31_transfer.ipynb #6fd40168
@@ -155,15 +155,20 @@ def _train_arms(t, arms, data, trainer):
         own = r if name != 'scratch' else replace(r, lr=r.source_lr)
         with stage(t, name): Trainer(own, trainer.options)(arm, t.path/name, t.table)
 
-# %% ../nbs/31_transfer.ipynb #1fb7d35a
+# %% ../nbs/31_transfer.ipynb #dfb28c0b
+def _few(target, recipe):
+    "The target with the labels that are kept; ValueError that names the option"
+    if not recipe.target_labels: return target
+    try: return target.keep_labels(recipe.target_labels, by=recipe.by, seed=recipe.seed)
+    except ValueError as e: raise ValueError(f'target_labels (--target-labels): {e}') from None
+
 def _prepared(source, target, mapping, path, recipe, arms, options):
     "Recipe, source, tables, arms, and the names of files that were left out"
     source = without_measured(source, target)
     if source.predictor:
         recipe = adopt_network(recipe, source.predictor)
         if not recipe.replay and recipe.pseudo_on == 'target': source = replace(source, table=None)
-    amount = recipe.target_labels
-    few = target.keep_labels(amount, by=recipe.by, seed=recipe.seed) if amount else target
+    few = _few(target, recipe)
     source, few, left_out = look_at_both(source, few, path, options)
     data = TransferData(few, None if source.table is None else mapping(source.table).train.labelled)
     if arms is None: arms = _all_possible(recipe, data)

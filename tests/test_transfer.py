@@ -268,7 +268,7 @@ def test_only_a_network_has_no_images_to_replay(cities, tmp_path):
 
 @pytest.mark.parametrize('change,says', [
     (dict(pseudo_on='unlabelled'), "pseudo_on='unlabelled'"), (dict(target_labels=-1), 'target_labels=-1'),
-    (dict(target_labels=1.5), 'target_labels=1.5'), (dict(target_labels=9), 'cannot keep 9 of 8'),
+    (dict(target_labels=1.5), 'target_labels=1.5'), (dict(target_labels=9), '(--target-labels): cannot keep 9 of 8'),
     (dict(by='groups'), "by='groups'"), (dict(epochs=(1, 1, 1)), 'epochs='), (dict(source_epochs=0), 'source_epochs=0'),
     (dict(source_lr=0.), 'source_lr=0'), (dict(replay_ratio=0.), 'replay_ratio=0'), (dict(rounds=2), 'rounds=2'),
     (dict(student_encoder='test_efficientnet'), 'student_encoder'), (dict(student_arch='unet'), 'student_arch'),
