@@ -29,7 +29,7 @@ def gap_closed(
 def _over_pair(s, pair):
     "Sentences on a student that gained, against several teachers together"
     if pair is not None: yield _against(s - pair, 'its teachers together, which saw no unlabelled image')
-    if pair is None or s - pair >= NOISE: yield 'In this run the unlabelled images brought that much.'
+    if pair is None or s - pair >= NOISE: yield 'With this one seed the unlabelled images brought that much.'
     elif s - pair > -NOISE: yield 'No difference found there: more networks bring as much as the unlabelled images.'
     else: yield 'More networks, without any unlabelled image, bring more than self-training did.'
 
@@ -49,16 +49,19 @@ def _gain(t, s, c, same, pair):
     if not same: yield _against(s - c, 'the control, which learned from human labels alone')
     if abs(s - c) < NOISE: yield 'No difference found: another seed changes as much.'
     elif s > c: yield from _over_pair(s, pair)
-    else: yield 'In this run the unlabelled images brought nothing.'
+    else: yield 'With this one seed the unlabelled images brought nothing.'
 
-# %% ../nbs/40_evidence.ipynb #1a6000c5
+# %% ../nbs/40_evidence.ipynb #22db87c3
 def _room(t, s, c, f, same):
     "Sentences on what there was to gain"
-    if f is None: yield 'The arm full was not trained, so how much there was to gain is not known.'
-    elif f - t < NOISE: yield f'All labels give {f:.1f}, hardly more than the teacher: next to nothing to gain.'
+    if f is None:
+        yield 'The arm full was not trained, so how much there was to gain is not known.'
+        return
+    most = f'All labels, in the steps of teacher and student, give {f:.1f}'
+    if f - t < NOISE: yield f'{most}, hardly more than the teacher: next to nothing to gain.'
     else:
         control = '' if c is None or same else f' (the control alone: {100 * gap_closed(t, c, f):.0f} %)'
-        closed = f'All labels give {f:.1f}. The student closed {100 * gap_closed(t, s, f):.0f} % of that gap{control}.'
+        closed = f'{most}. The student closed {100 * gap_closed(t, s, f):.0f} % of that gap{control}.'
         yield closed.replace('-', '−')
 
 # %% ../nbs/40_evidence.ipynb #2cf8a1f7
