@@ -1123,6 +1123,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'selftrain_nb/predictor.py'),
                                         'selftrain_nb.predictor._from_description': ( 'predictor.html#_from_description',
                                                                                       'selftrain_nb/predictor.py'),
+                                        'selftrain_nb.predictor._given': ('predictor.html#_given', 'selftrain_nb/predictor.py'),
                                         'selftrain_nb.predictor._layers': ('predictor.html#_layers', 'selftrain_nb/predictor.py'),
                                         'selftrain_nb.predictor._network_of': ('predictor.html#_network_of', 'selftrain_nb/predictor.py'),
                                         'selftrain_nb.predictor._pil': ('predictor.html#_pil', 'selftrain_nb/predictor.py'),

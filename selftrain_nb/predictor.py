@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Predictor', 'size_groups', 'size_batches']
 
-# %% ../nbs/22_predictor.ipynb #d8451829
-import hashlib, json
+# %% ../nbs/22_predictor.ipynb #7d16ff3a
+import hashlib, json, os
 from dataclasses import dataclass, replace
 from pathlib import Path
 import numpy as np, torch, torch.nn as nn
@@ -75,7 +75,16 @@ def size_batches(
         except (OSError, ValueError): return path
     return size_groups(map(size, table.df.image), bs)
 
-# %% ../nbs/22_predictor.ipynb #f41fbcc4
+# %% ../nbs/22_predictor.ipynb #ea083e43
+def _given(x):
+    "A file or PIL image; ValueError for what is no image"
+    if isinstance(x, np.ndarray): return Image.fromarray(x)
+    if not isinstance(x, (Image.Image, str, os.PathLike)):
+        raise ValueError(f'{x!r}: give an image: a file, a PIL image or an array; a list of images; or a SegTable')
+    if not isinstance(x, Image.Image) and os.path.isdir(x):
+        raise ValueError(f'{x}: a folder; give the files in it, list(image_files({str(x)!r}).values())')
+    return x
+
 def _size_of(x): return (x.height, x.width) if isinstance(x, Image.Image) else image_size(x)
 
 def _pil(x, white):
@@ -95,7 +104,7 @@ def predict(self:Predictor,
     white = self.white or x.white if isinstance(x, SegTable) else self.white
     if isinstance(x, SegTable): x = list(x.df.image)
     if not isinstance(x, (list, tuple)): return self.predict([x], views, bs)[0]
-    x, out = [Image.fromarray(im) if isinstance(im, np.ndarray) else im for im in x], [None] * len(x)
+    x, out = [*map(_given, x)], [None] * len(x)
     for rows in size_groups(map(_size_of, x), bs):
         p = self.probabilities([_pil(x[i], white) for i in rows], views)
         for i, ids in zip(rows, p.max(1).indices.byte().cpu().numpy()): out[i] = ids
