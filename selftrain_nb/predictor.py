@@ -94,6 +94,7 @@ def _pil(x, white):
         f'an image of mode {x.mode}: give its file, or make it 8-bit, its values times 255 / predictor.white')
     return x if x.mode == 'RGB' else x.convert('RGB')
 
+# %% ../nbs/22_predictor.ipynb #236e1cc5
 @patch
 def predict(self:Predictor,
     x, # an image: file, PIL image or (H, W, 3) uint8 array; a list of images; or a `SegTable`
