@@ -208,8 +208,19 @@ def _painted(results, space):
         mask[decode_brush(r['value']['rle'], shape)] = space.index(r['value']['brushlabels'][0])
     return mask
 
-# %% ../nbs/98_annotation.ipynb #47917ddc
+# %% ../nbs/98_annotation.ipynb #e650ae16
 def _dict(x): return x if isinstance(x, dict) else {}
+
+def _image_of(task):
+    "The image that a task names; nothing where it names none"
+    name = _dict(_dict(task).get('data')).get('image')
+    return name if isinstance(name, str) else ''
+
+def _done(task):
+    "The annotations of a task that have a result"
+    found = task.get('annotations')
+    found = map(_dict, found if isinstance(found, list) else [])
+    return [a for a in found if a.get('result') and not a.get('was_cancelled')]
 
 def label_studio_masks(
     file, # JSON file that Label Studio has exported
@@ -218,13 +229,14 @@ def label_studio_masks(
 ):
     "Write the annotations of Label Studio as masks; ValueError that names the task that cannot be read"
     tasks = read_json(file)
-    if not isinstance(tasks, list) or any('image' not in _dict(_dict(t).get('data')) for t in tasks):
+    if not isinstance(tasks, list) or any(not _image_of(t) for t in tasks):
         raise ValueError(f'{file}: not a list of tasks with an image each; export from Label Studio as JSON')
     write_label_map(back, space)
     for task in tasks:
-        done = [a for a in task.get('annotations', ()) if a.get('result') and not a.get('was_cancelled')]
+        done = _done(task)
         if not done: continue
-        name = _image_name(task['data']['image'])
+        name = _image_name(_image_of(task))
         try: mask = _painted(done[-1]['result'], space)
-        except (KeyError, ValueError) as e: raise ValueError(f'{file}: the task of {name}: {e}') from e
+        except (KeyError, ValueError, TypeError, IndexError, AttributeError) as e:
+            raise ValueError(f'{file}: the task of {name}: {e}') from e
         write_tool_mask(back, f'{file_key(name)}.png', mask, space)

@@ -58,7 +58,7 @@ def _room(t, s, c, f, same):
         yield 'The arm full was not trained, so how much there was to gain is not known.'
         return
     most = f'All labels, in the steps of teacher and student, give {f:.1f}'
-    if f - t < NOISE: yield f'{most}, hardly more than the teacher: next to nothing to gain.'
+    if f - t < NOISE: yield f'{most}, {"less" if f < t else "hardly more"} than the teacher: next to nothing to gain.'
     else:
         control = '' if c is None or same else f' (the control alone: {100 * gap_closed(t, c, f):.0f} %)'
         closed = f'{most}. The student closed {100 * gap_closed(t, s, f):.0f} % of that gap{control}.'

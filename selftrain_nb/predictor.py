@@ -75,12 +75,15 @@ def size_batches(
         except (OSError, ValueError): return path
     return size_groups(map(size, table.df.image), bs)
 
-# %% ../nbs/22_predictor.ipynb #ea083e43
+# %% ../nbs/22_predictor.ipynb #93fef7ad
 def _given(x):
     "A file or PIL image; ValueError for what is no image"
-    if isinstance(x, np.ndarray): return Image.fromarray(x)
+    if isinstance(x, np.ndarray):
+        try: return Image.fromarray(x)
+        except TypeError:
+            raise ValueError(f'an array of shape {x.shape} and type {x.dtype}: give (H, W, 3) uint8') from None
     if not isinstance(x, (Image.Image, str, os.PathLike)):
-        raise ValueError(f'{x!r}: give an image: a file, a PIL image or an array; a list of images; or a SegTable')
+        raise ValueError(f'{type(x).__name__}: give an image (file, PIL image or array), a list of them, or a SegTable')
     if not isinstance(x, Image.Image) and os.path.isdir(x):
         raise ValueError(f'{x}: a folder; give the files in it, list(image_files({str(x)!r}).values())')
     return x
