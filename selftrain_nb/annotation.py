@@ -222,6 +222,7 @@ def _done(task):
     found = map(_dict, found if isinstance(found, list) else [])
     return [a for a in found if a.get('result') and not a.get('was_cancelled')]
 
+# %% ../nbs/98_annotation.ipynb #feb98c9a
 def label_studio_masks(
     file, # JSON file that Label Studio has exported
     back, # folder for the masks, see `read_corrections`
