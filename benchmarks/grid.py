@@ -92,9 +92,6 @@ class Job:
     @property
     def folder(self): return self.change or '-'  # in the folder of a setting and seed
 
-    @property
-    def shown(self): return ';'.join(filter(None, [self.teacher.split('/')[0], self.folder]))
-
 
 @dataclass
 class Work:
@@ -107,7 +104,7 @@ class Work:
     command: str  # for the last column, without settings and seeds
     options: Options
     jobs: list  # those that were asked for
-    order: list  # names of all changes of the table
+    known: list  # all jobs of the table, in its order
 
 
 def numbers(text): return tuple(map(int, str(text).split(',')))
@@ -145,7 +142,7 @@ def update_table(work, rows):
     with FileLock(str(work.csv.with_suffix('.lock'))):
         df = pd.concat([d for d in (read_table(work.csv), rows) if len(d)], ignore_index=True)
         df = df.drop_duplicates(KEYS, keep='last')
-        known = dict(data=[*SETTINGS], change=work.order, arm=dict.fromkeys(SHOWN + TRANSFER_ARMS),
+        known = dict(data=[*SETTINGS], change=[j.change for j in work.known], arm=dict.fromkeys(SHOWN + TRANSFER_ARMS),
                      split=('val', 'test'))
         df = df.sort_values(
             ['data', 'recipe', 'change', 'arm', 'seed', 'split'], kind='stable',
@@ -155,11 +152,10 @@ def update_table(work, rows):
             df[[*head, *[c for c in df if c.startswith('iou_')], 'command']].to_csv(tmp, index=False)
 
 
-def last_round(run):
-    "The last round of a run"
-    rounds = sorted(run.path.glob('round*'), key=lambda p: int(p.name[5:]))
-    done = [r for r in map(Run, rounds) if 'student' in r.done]
-    return done[-1] if done else run
+def with_teachers(work, job):
+    "The names of the jobs that have to be done first, and its own"
+    first = [j for j in work.known if j.folder == job.teacher.split('/')[0]]
+    return [*(with_teachers(work, first[0]) if first else []), job.folder]
 
 def do_job(work, name, seed, job):
     "All arms of one setting, seed and change that the table does not have; BlockingIOError when others are at it"
@@ -178,7 +174,8 @@ def do_job(work, name, seed, job):
             train = transfer_arm if SETTINGS[name].source else train_arm
             rows = train(work, name, root, recipe, job, arm).assign(data=name, change=job.change, recipe=base)
             rows = rows.assign(**columns(work, name, root.parent, recipe, job))
-            which = f'--settings {name} --seeds {seed} --changes "{job.shown}"'
+            which = ';'.join(with_teachers(work, job))
+            which = f'--settings {name} --seeds {seed} --changes "{which}"'
             update_table(work, rows.assign(command=f'{work.command} {which}'))
             say(f'{name} seed {seed}: {job.change} {arm} done')
 
@@ -227,7 +224,6 @@ def train_arm(work, name, root, recipe, job, arm):
     if arm == 'student' and teacher: share_labels(Run(teacher), train(arms=['teacher']), recipe)
     run = train(arms=['teacher' if arm == 'teachers' else arm])
     if arm == 'teachers': return pair_rows(run, recipe, table)
-    run = last_round(run) if arm == 'student' else run
     return pd.DataFrame(result_rows(run.metrics(arm), labels=len(table.train.real), arm=arm, seed=recipe.seed))
 
 

@@ -48,8 +48,8 @@ CHANGES = [  # the recipe with one ingredient left out or changed
     change('start from a weak teacher', ('control', 'student'), 'weak teacher', student_init='teacher', **WEAK),
     change('one teacher', teachers=1),
     change('one teacher, logit adjustment', teachers=1, adjust=True),
-    change('two rounds', rounds=2),
-    change('three rounds', rounds=3),
+    change('two rounds', teacher='base/student', teachers=1),  # as `rounds=2`, bit for bit, gained or not
+    change('three rounds', teacher='two rounds/student', teachers=1),
     change('larger teacher', ('teacher', 'student'), '', encoder='tf_efficientnet_lite2',
            student_encoder='tf_efficientnet_lite0'),
     change('batch norm of weak views', norm='weak'),
@@ -150,8 +150,7 @@ def main(
     command = ' '.join(filter(None, [f'python benchmarks/tables.py {table}', into, stated, folder]))
     options = Options(num_workers=num_workers, valid_bs=8, readers=4 if num_workers else 1, progress=False, check=False)
     out, csv, base = Path(out or f'runs/{table}'), Path(csv or f'results/{table}.csv'), TABLES[table].base
-    order = [j.change for j in TABLES[table].jobs]
-    work = Work(data, out, csv, base, given, command, options, _jobs(table, changes, arms), order)
+    work = Work(data, out, csv, base, given, command, options, _jobs(table, changes, arms), TABLES[table].jobs)
     for path in (work.out, work.csv.parent): path.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     if minutes: Deadline.until = time.time() + 60 * minutes

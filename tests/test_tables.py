@@ -20,9 +20,8 @@ JOBS = [
 
 
 def work(path, jobs=JOBS, **given):
-    order = [j.change for j in JOBS]
     path.mkdir(exist_ok=True)
-    return Work('', path / 'runs', path / 'table.csv', Recipe(), given, 'python x.py', Options(), list(jobs), order)
+    return Work('', path / 'runs', path / 'table.csv', Recipe(), given, 'python x.py', Options(), list(jobs), JOBS)
 
 
 @pytest.fixture
@@ -163,6 +162,13 @@ def test_every_table_can_begin(name, tmp_path):
                 w = Work('', tmp_path, tmp_path / 'x.csv', table.base, given, '', Options(), [], [])
                 recipe = job.recipe(w, setting, 3)
                 assert recipe.seed == 3 and recipe.short() != 'default'
+
+
+def test_the_command_of_a_later_round_has_those_before_it():
+    w = Work('', Path(), Path(), Recipe(), {}, '', Options(), [], tables.CHANGES)
+    jobs = {j.change: j for j in tables.CHANGES}
+    assert grid.with_teachers(w, jobs['three rounds']) == ['base', 'two rounds', 'three rounds']
+    assert grid.with_teachers(w, jobs['base']) == ['base']
 
 
 @pytest.mark.parametrize(
