@@ -4,8 +4,8 @@
 
 Both learners have the same network and the same batch: uint8 images, masks, and for ours the stream of each sample. A
 step is all that a `Learner` does with a batch: its transforms, callbacks, forward, loss, backward, optimiser. The
-learners take turns; the median of all steps counts. The parts of a step follow, and the default network's step in
-bfloat16. On a CPU, times are processor time of one thread, which other work on the machine changes little.
+learners take turns; the median of all steps counts. The parts of a step follow, and the step in bfloat16. On a CPU,
+times are processor time of one thread, which other work on the machine changes little.
 """
 import time
 from copy import deepcopy
@@ -98,7 +98,7 @@ def moved(transforms, device):
     return apply
 
 
-def learners(encoder, crop, bs, bf16=False):
+def learners(encoder, crop, bs):
     "{name: (learner, batch, transforms)}: ours, the step that it replaced, and ours in bfloat16"
     table = scenes(n=16, n_val=2, n_test=0).train
     dls = seg_dls(Stream(table), crop=crop, bs=bs, size=(crop[0], 2 * crop[0]), valid=table[[0]])
@@ -113,8 +113,8 @@ def learners(encoder, crop, bs, bf16=False):
     normalise = Normalize.from_stats(mean.cpu(), std.cpu(), cuda=device.type == 'cuda')
     def before(b): return normalise(IntToFloatTensor()(b[:2]))
     res = dict(ours=(ours, batch, moved(dl.after_batch, device)), first=(first, batch, moved(before, device)))
-    if bf16: res['bf16'] = seg_learner(dls, encoder, model_kwargs=dict(bf16=True)), batch, moved(dl.after_batch, device)
-    return res
+    less = seg_learner(dls, encoder, model_kwargs=dict(bf16=True))
+    return {**res, 'bf16': (less, batch, moved(dl.after_batch, device))}
 
 
 def measure(work, rounds, n):
@@ -143,11 +143,11 @@ def main(
     size, results = tuple(map(int, crop.split(','))), {}
     for encoder in encoders.split(','):
         name = f'{encoder}, {bs} of {size[0]}x{size[1]}, ms'
-        m = measure(learners(encoder, size, bs, encoder == ENCODERS[1]), 3 if quick else rounds, 5 if quick else 10)
+        m = measure(learners(encoder, size, bs), 3 if quick else rounds, 5 if quick else 10)
         ms = lambda k, part: 1e3 * m[k][part]
         results[f'{name} a step'] = ms('ours', 'step'), ms('first', 'step')
         for p in PARTS: results[f'  {p}, {encoder}, ms'] = ms('ours', p), ms('first', p)
-        if 'bf16' in m: results[f'{name} in bfloat16 (baseline: float32)'] = ms('bf16', 'step'), ms('ours', 'step')
+        results[f'{name} in bfloat16 (baseline: float32)'] = ms('bf16', 'step'), ms('ours', 'step')
         shares = ', '.join(f'{p} {ms("ours", p) / ms("ours", "step"):.0%}' for p in PARTS)
         print(f'{encoder}: of our step, {shares}', flush=True)
     show(results, json)

@@ -83,7 +83,7 @@ class Recipe(_Labelling):
     student_init: str = 'fresh'  # student and control start fresh (as the teacher did), or from the teacher
     rounds: int = 1  # how often a student becomes the teacher of the next round, as long as it gains
     valid_every: int = 1  # validate each so many epochs, and after the last
-    bf16: bool = False  # train in bfloat16: faster on a GPU, and on CPUs with AMX
+    bf16: bool = False  # train in bfloat16: faster on a GPU; on CPUs it may be slower
     seed: int = 0  # of the weights, the batches and the crops
 
 # %% ../nbs/26_recipe.ipynb #919bd6ee
