@@ -255,7 +255,7 @@ class RandomSampler:
 # %% ../nbs/11_centroids.ipynb #9a12e441
 @dataclass(frozen=True)
 class CentroidSampler:
-    "A share of the samples around class centroids, each class as often as the others (PAPER, *Centroid sampling*)"
+    "A share of the samples around class centroids, each class as often as the others (Zhu et al., 2020)"
     p: float = .5 # share of the samples that is drawn by class, 0 to 1
     tile: int = None # see `class_centroids`
     parts: bool = False # see `class_centroids`

@@ -22,7 +22,7 @@ class Check:
     counts: dict # {split: (n,) pixels of each class} in the labels that were looked at
     void: dict # {split: pixels of void}
     bad: pd.DataFrame # columns `image`, `problem`: what cannot be read
-    doubtful: pd.DataFrame # the same for pairs whose orientation is doubtful
+    doubtful: pd.DataFrame # the same for what is doubtful: orientation, or several pages
     n: int = 0 # rows that were looked at
     errors: list = field(default_factory=list) # sentences that must stop a run
     warnings: list = field(default_factory=list) # sentences to read
@@ -156,7 +156,7 @@ def _one_split_each(table):
 
 def check_table(
     table, # `SegTable`
-    sample=None, # look at so many images of each split; all if not given
+    sample=None, # look at so many labelled and unlabelled images of each split, not for copies; all if not given
     progress=None, # show a progress bar; by itself from 500 images on, in a terminal
 ) -> Check:
     "Open the files of a table, count classes in each split, and say what must stop a run"

@@ -123,7 +123,7 @@ def _phases(phases, **given):
 
 # %% ../nbs/19_crops.ipynb #26d07fe1
 class CropSchedule(Callback):
-    "Change crop size, batch and learning rate from epoch to epoch (PAPER, *Fast schedule*)"
+    "Change crop size, batch and learning rate from epoch to epoch (the fast schedule of Zhu et al., 2020)"
     order, run_valid = 55, False  # after the recorder, before the progress bar and the learning rate
     def __init__(self,
         phases='coarse2fine+', # name of `PRESETS`, or list of (share of the training, crop size), see `fit_crop`

@@ -76,7 +76,7 @@ def build_network(
     n_classes, # outputs a pixel
     encoder, # timm name
     arch='fpn', # decoder, one of `ARCHS`
-    light=True, # a narrow decoder, see `LIGHT`
+    light=True, # a narrow decoder, where `LIGHT` has one
     **kwargs # to the decoder and to timm
 ) -> nn.Module: # for images whose sides are multiples of `multiple_of(encoder)`
     "A network with random weights, and parts `encoder`, `decoder` and `segmentation_head`"

@@ -64,7 +64,7 @@ def _check_ids(used, n, what):
 
 @patch
 def update(self:ConfusionMatrix,
-    pred, # class ids 0..n-1, any integer array or tensor; not looked at where the truth is void
+    pred, # class ids 0..n-1, any integer array or tensor; 0..255 where the truth is void
     targ, # class ids 0..n-1, or void 255; same shape as `pred`
 )->ConfusionMatrix: # itself
     "Count `pred` against `targ`; ValueError on unequal shapes and unknown ids, with nothing counted"

@@ -74,7 +74,7 @@ def cityscapes(
 
 # %% ../nbs/06_public.ipynb #763a78ba
 def kitti(
-    path, # folder with training/image_2 and training/semantic; testing/image_2 is taken as unlabelled where it is
+    path, # folder with training/image_2 and training/semantic; testing/image_2 becomes split `test`, without labels
     val=0., # share of the labelled images that is for validation, drawn with a fixed seed
     strict=True, # a training image without a label, or a label without an image, is an error
 ) -> SegTable:

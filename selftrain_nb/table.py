@@ -70,7 +70,7 @@ def _groups(df):
     return df.group.where(df.group != '', df.image)
 
 def _draw_groups(sizes, target, rng):
-    "Groups in random order, as long as one more brings the total closer to `target`; at least one"
+    "Groups in random order, each kept if it brings the total closer to `target`; the first always"
     kept, total = [], 0
     for g in rng.permutation(sorted(sizes.index)):
         if kept and abs(total + sizes[g] - target) >= abs(total - target): continue
