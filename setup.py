@@ -1,4 +1,4 @@
-"The package's metadata, read from settings.ini, the one place that states it."
+"The package's metadata, read from settings.ini. `nbdev_test`, the name that nbdev had for nbdev-test, needs extra dev."
 from configparser import ConfigParser
 from pathlib import Path
 from setuptools import find_packages, setup

@@ -286,16 +286,18 @@ def share(work, n, minutes):
     for k, log in enumerate(logs):
         env = {**os.environ, 'PYTHONUNBUFFERED': '1', PART: '1'}
         children.append(subprocess.Popen(command, stdout=open(log, 'w'), stderr=subprocess.STDOUT, env=env))
-    begin, told = time.time(), set()
+    begin, told, ended = time.time(), set(), set()
     while any(c.poll() is None for c in children):
         time.sleep(1)
         done = {line for log in logs for line in log.read_text(errors='replace').splitlines() if line.endswith(' done')}
         for line in sorted(done - told): say(f'{time.time() - begin:5.0f} s  {line}')
         told |= done
-        if minutes and time.time() > begin + 60 * minutes + 45: [c.terminate() for c in children]
-    for c, log in zip(children, logs):
-        if c.returncode > 0: say(f'{log}:\n' + log.read_text(errors='replace')[-3000:])
-    return sum(c.returncode > 0 for c in children)
+        if minutes and time.time() > begin + 60 * minutes + 45:
+            ended |= {c for c in children if c.poll() is None}
+            for c in ended: c.terminate()
+    failed = [(c, log) for c, log in zip(children, logs) if c.returncode and c not in ended]
+    for c, log in failed: say(f'{log} (exit status {c.returncode}):\n' + log.read_text(errors='replace')[-3000:])
+    return len(failed)
 
 
 def spread(s): return '' if not len(s) else f'{s.mean():.1f} ± {s.std():.1f}' if len(s) > 1 else f'{s.mean():.1f}'

@@ -118,13 +118,13 @@ def _jobs(table, changes, arms):
 
 @call_parse
 def main(
-    table:str, # one of those above
+    table:str, # selftrain, ingredients, labels, centroids, crops or transfer
     data:str='', # folder with camvid/ and idd_lite/ below it; not needed for scenes
     out:str='', # folder of the runs; runs/TABLE if not given
     csv:str='', # the table; results/TABLE.csv if not given
     settings:str='', # in order of worth; the table's own if not given
     seeds:str='0,1,2', # each draws the labels, the weights and the batches
-    changes:str='', # some of the table's changes, with a semicolon between them; `-` is the recipe as it is
+    changes:str='', # some of the table's changes, with `;` between them; `-` (`base` in ingredients): as it is
     arms:str='', # some of its arms
     small:bool=False, # small images and crops, for CPUs
     size:str='', # working size of the images: long side, or height and width
@@ -135,7 +135,7 @@ def main(
     bf16:bool=False, # train in bfloat16
     num_workers:int=0, # processes that read and crop, for each training
     processes:int=1, # runs that are trained side by side
-    minutes:float=0., # stop after the epoch, in a transfer after the arm, in which this time is over; 0: no limit
+    minutes:float=0., # stop after the epoch (arm of a transfer) in which it is over, --processes after 45 s; 0: never
 ):
     "See above"
     changes = [c.removeprefix('-') for c in changes.split(';') if c]  # `-` is the job without a name

@@ -394,7 +394,7 @@ def label(argv=None):
     p.add_argument('images', help='folder of images; folders in it such as masks or labels are left out')
     p.add_argument('out', help='folder for labels and confidences; the same command again goes on there')
     add_fields(p.add_argument_group('views', Looks.__doc__), Looks)
-    group = p.add_argument_group('options', 'How it is carried out; none of this changes a label')
+    group = p.add_argument_group('options', 'How it is carried out; none of this asks for other labels')
     add_fields(group, LabelJob, ('centroids',))
     args = p.parse_args(argv)
     looks, job, file = from_args(Looks, args), from_args(LabelJob, args), find_predictor(args.network)
@@ -474,7 +474,7 @@ def _source(name):
     from selftrain_nb.predict import Predictor
     from selftrain_nb.selftrain import Run
     path = Path(name).expanduser()
-    runs = sorted(p.parent for p in path.glob('*/config.json'))
+    runs = [] if (path/'config.json').exists() else sorted(p.parent for p in path.glob('*/config.json'))
     if len(runs) == 1: path = runs[0]  # the folder that was given as --out
     if len(runs) > 1: raise ValueError(f'--source {name}: several runs are in it: {", ".join(map(str, runs[:4]))}')
     if path.is_file(): known = Predictor.load(path)

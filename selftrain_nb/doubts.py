@@ -90,8 +90,8 @@ def round_notes(
             found.append(f'Round {k}: the student reaches {m["student"]:.1f}, '
                          f'{signed(m["student"] - before)} against the student before{control}.')
         before = m.get('student', before)
-    if not found: found = ['There was no second round: on validation images the student was no better than its labels.']
-    return found
+    return found or ['There is no second round: it begins when the first is finished, if on validation images the '
+                     'student is better than what labelled.']
 
 # %% ../nbs/41_doubts.ipynb #4fc8b44f
 def doubts(

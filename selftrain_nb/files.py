@@ -169,7 +169,7 @@ def same_file(
     path, # file
     sig, # its signature at another time, see `file_signature`
 ) -> bool:
-    "Is it still the same file? The bytes are looked at only when size or time of change differ"
+    "Is it still the same file? The bytes are looked at only when the size is equal and the time of change is not"
     try: s = os.stat(path)
     except OSError: return False
     if s.st_size != sig[0]: return False

@@ -212,7 +212,7 @@ def _find_labels(images, roles):
 def near_hint(
     path, # folder that was given
 ) -> str:
-    "'; did you mean …?' when the folder above or one below looks right, else ''"
+    "'; did you mean …?' when the folder above or one below looks right, or that a saved table is in it, else ''"
     images = lambda d: any(name_meaning(p.name)[1] == 'images' for p in subfolders(d))
     here = path.absolute()
     near = [p for p in subfolders(path) if images(p)]
@@ -295,12 +295,13 @@ def split_lists(
         bad = sorted(set(splits) - set(SPLIT_OF))
         if bad: raise ValueError(f'splits are {", ".join(SPLITS)}, not {first_names(bad)}')
         return [(SPLIT_OF[s], path/f) for s, f in splits.items()]
-    order = (*SPLITS, 'unlabelled').index
+    order, found = (*SPLITS, 'unlabelled').index, []
     for d in (path, path/'splits', path/'lists', path/'ImageSets/Segmentation'):
         texts = sorted(p for p in d.glob('*') if p.suffix.lower() in ('.txt', '.lst'))
-        found = [(SPLIT_OF[p.stem.lower()], p) for p in texts if p.stem.lower() in SPLIT_OF]
-        if found: return sorted(found, key=lambda o: order(o[0]))
-    return []
+        more = [(SPLIT_OF[p.stem.lower()], p) for p in texts if p.stem.lower() in SPLIT_OF]
+        if found and more: warnings.warn(f'{d}: its lists are not read, because {found[0][1]} is there', stacklevel=2)
+        found = found or more
+    return sorted(found, key=lambda o: order(o[0]))
 
 # %% ../nbs/85_layout.ipynb #843b78f0
 def _find(line, keys, stems):

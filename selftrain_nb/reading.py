@@ -192,7 +192,7 @@ def before_iter(self:SegDL):
 
 @patch
 def get_idxs(self:SegDL):
-    "Numbers of the items that can be read; OSError when there is none"
+    "In an epoch the numbers of all items, else of those that can be read; OSError when there is none"
     numbers, inside, self._inside = super(SegDL, self).get_idxs(), self._inside, False
     if self.strict: return numbers
     if not inside:

@@ -58,7 +58,7 @@ class _Labelling(_Streams):
     "What becomes of the unlabelled images"
     min_conf: float|tuple = 0.  # pseudo labels below this confidence are void: one number, or one for each class
     share: float = 1.  # keep the most confident share of each class's pixels
-    best: float = 1.  # keep the share of images on which the teacher agrees most with itself
+    best: float = 1.  # keep a share of the images: those on which the teacher agrees most with itself
     precision: float = 0.  # thresholds by class that keep pixels of this precision, found on validation images; 0: none
     pseudo_labels: str = 'hard'  # what they say: hard (one class); weighted (by confidence); soft (two classes a pixel)
     adjust: bool = False  # the teacher labels with logit adjustment, as if it had been trained without class weights
@@ -221,7 +221,7 @@ class Options:
     readers: int = 2  # threads that read, and threads that write, when labelling
     device: str = ''  # such as cpu or cuda:1; fastai's default if not given
     progress: bool = True  # show how far it is
-    check: bool = True  # look at every image and label first; False: at a sample of 200
+    check: bool = True  # look at every image and label first; False: at 200 of each split, with labels and without
     refresh: bool = False  # do anew what was made from files that have changed since
     strict: bool = False  # an unreadable file is an error; else it is left out, counted and named
 

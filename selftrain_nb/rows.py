@@ -93,7 +93,7 @@ def make(cls:SegTable,
     space, # `LabelSpace`
     remap=None, # `Remap`; ids that are class ids already if not given
     name='ids', # name of the remap
-    **columns, # `split`, `group`, `kind` and `conf`: one value for all images, or one for each
+    **columns, # `split`, `group`, `kind`, `conf` and `truth`: one value for all images, or one for each
 ):
     "A table from lists; ValueError when they differ in length or hold a value that is not known"
     images, labels = [*map(str, images)], ['' if l is None else str(l) for l in labels]

@@ -56,6 +56,8 @@ def test_later_rounds_are_in_the_table(tmp_path, say, monkeypatch):
     rounds = [[k, a] for k in (1, 2) for a in ('teacher', 'student', 'control')]
     assert said.status == 0 and df[['round', 'arm']].values.tolist() == rounds
     assert len(re.findall(r'^ *(?:val|test) +[12] +student', said.out, re.M)) == 4
+    known, _ = cli._source(tmp_path/'runs'/'seed0')  # the first round, whose teacher learned from human labels alone
+    assert known.path == tmp_path/'runs'/'seed0'
 
 def test_a_run_tells_what_it_found_and_does(tmp_path, say):
     data = folder(tmp_path/'data', test=(1,))

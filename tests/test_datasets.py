@@ -508,6 +508,12 @@ def test_lists_know_stems_paths_and_columns(tmp_path):
     assert [s for s, _ in split_lists(tmp_path)] == ['val']
 
 
+def test_lists_of_two_folders_are_not_mixed(tmp_path):
+    basic(tmp_path, **{'val.txt': '1\n', 'splits/test.txt': '2\n'})
+    with pytest.warns(UserWarning, match='splits: its lists are not read, because .*val.txt is there'):
+        assert [s for s, _ in split_lists(tmp_path)] == ['val']
+
+
 def test_a_share_for_validation(tmp_path):
     "Case 18: without a list, whole groups are held out"
     files = {f'{d}/v{i}_{j}.png': 0 for d in ('images', 'labels') for i in range(5) for j in range(4)}

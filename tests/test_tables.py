@@ -164,6 +164,14 @@ def test_every_table_can_begin(name, tmp_path):
                 assert recipe.seed == 3 and recipe.short() != 'default'
 
 
+def test_processes_that_are_killed_count_as_failed(tmp_path, monkeypatch, capsys):
+    code = 'import os, sys; print("last words", flush=True); os.kill(os.getpid(), 9 if "--processes" in sys.argv else 0)'
+    monkeypatch.setattr(sys, 'argv', ['-c', code])
+    w = Work('', tmp_path, tmp_path / 'x.csv', Recipe(), {}, '', Options(), [], [])
+    assert grid.share(w, 2, 0) == 2
+    assert 'exit status -9' in capsys.readouterr().out
+
+
 def test_the_command_of_a_later_round_has_those_before_it():
     w = Work('', Path(), Path(), Recipe(), {}, '', Options(), [], tables.CHANGES)
     jobs = {j.change: j for j in tables.CHANGES}
