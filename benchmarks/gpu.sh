@@ -10,7 +10,7 @@
 #     WHEELS=folder    install the wheels in it first, without the network, beside the Python packages that are there
 #     SETTINGS, SEEDS  what to train, in order of worth (camvid_eighth,scenes,camvid_12,idd_30 and 0,1,2)
 #     CHANGES=-        of the recipe, with a semicolon between them (-, the recipe as it is); all, if it is empty
-#     MINUTES=8.2      from the start of this script; then a training ends with its epoch, at most 45 s later; RUNS keeps it
+#     MINUTES=8.2      from the start of this script; then a training ends with its epoch, or 45 s later, and is kept
 #     PROCESSES=6      trainings side by side, which share the GPU; WORKERS=4 reading processes for each
 #     BF16=1           bfloat16, 0 for float32
 #     RUNS=runs/gpu    folder of the runs
