@@ -34,7 +34,7 @@ def _start(job, args):
     p = ctx.Process(target=_child, args=(there, job, args), daemon=True)
     p.start()
     there.close()
-    assert here.recv() == 'begun'
+    assert here.poll(120) and here.recv() == 'begun'
     return p, here
 
 
@@ -42,7 +42,8 @@ def run(job, *args):
     "Run `job` to its end in a child and return how long it took; raises what it raises"
     p, conn = _start(job, args)
     begin, error = time.time(), _last(conn)
-    p.join()
+    p.join(60)
+    assert p.exitcode is not None, 'a child does not end'
     if error:
         raise error
     return time.time() - begin
@@ -70,6 +71,23 @@ def _last(conn, patience=900):
         return conn.recv()
     except EOFError:
         return EOFError
+
+
+def stamps(folder):
+    "{name: time of change} of what a training leaves: none is trained or measured again while these stay"
+    names = 'predictor.safetensors', 'history.csv', 'metrics.json'
+    return {p.relative_to(folder): p.stat().st_mtime_ns for p in Path(folder).rglob('*') if p.name in names}
+
+
+def histories(folder):
+    "{name: text} of what trainings below a folder have written of their epochs, with the seconds of each"
+    return {p.relative_to(folder): p.read_text() for p in Path(folder).rglob('history.csv')}
+
+
+def assert_kept(before, folder):
+    "Epochs that were done at a stop were not trained again, which would give the same but for the seconds"
+    for name, text in before.items():
+        assert (folder / name).read_text().startswith(text), f'{name}: epochs were trained again'
 
 
 def contents(folder):

@@ -2,6 +2,7 @@
 the middle of a cycle."""
 
 import itertools, json
+from contextlib import nullcontext
 
 import numpy as np, pandas as pd, pytest, torch
 from fastai.callback.fp16 import AMPMode, MixedPrecision
@@ -233,6 +234,7 @@ class Raise(Callback):
 
     def before_batch(self):
         if self.training and self.epoch == 0 and self.iter == 1:
+            self.raised = True
             raise self.what
 
 
@@ -241,6 +243,7 @@ class RaiseInStep(Raise):
         pass
 
     def after_step(self):
+        self.raised = True
         raise self.what
 
 
@@ -253,14 +256,11 @@ class RaiseInStep(Raise):
     ],
 )
 def test_nothing_is_left_after_a_stop(few, error, where):
-    learn = learner(few, n=32)
-    before = state(learn)
-    try:
-        with learn.no_bar():
-            learn.fit_one_cycle(2, cbs=[CropSchedule([(1, (32, 64))]), where(error)])
-    except (KeyboardInterrupt, OSError):
-        pass
-    assert state(learn) == before
+    learn, stop = learner(few, n=32), where(error)
+    before, passed = state(learn), not isinstance(error, (KeyboardInterrupt, OSError))
+    with nullcontext() if passed else pytest.raises(type(error)), learn.no_bar():
+        learn.fit_one_cycle(2, cbs=[CropSchedule([(1, (32, 64))]), stop])
+    assert stop.raised and state(learn) == before
     assert tuple(learn.dls.one_batch()[0].shape) == (4, 3, 64, 96)
     spy = Spy()
     with learn.no_bar():
@@ -384,7 +384,10 @@ def test_stopped_in_mid_cycle(few, tmp_path):
     train(tmp_path, tmp_path / 'once')
     for k in (1, 2):
         children.stopped_at(f'train.checkpoint:{k}', train, tmp_path, tmp_path / 'out')
+    kept = children.histories(tmp_path / 'out')
     children.run(train, tmp_path, tmp_path / 'out')
+    children.assert_kept(kept, tmp_path / 'out')
+    assert kept
     assert np.array_equal(*(np.load(tmp_path / d / 'weights.npy') for d in ('once', 'out')))
     h = pd.read_csv(tmp_path / 'out/history.csv')
     assert h[['height', 'width', 'bs']].values.tolist() == [[32, 64, 8], [64, 64, 6], [64, 96, 4], [64, 96, 4]]

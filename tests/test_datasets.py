@@ -164,7 +164,7 @@ def test_nothing_is_opened_and_no_torch_is_imported(tmp_path):
     make(tmp_path, files | {'codes.txt': 'road\n'})
     code = ('import sys; from selftrain_nb.datasets import seg_folder; '
             f'assert len(seg_folder({str(tmp_path)!r})) == 50; assert not {{"torch", "fastai"}} & set(sys.modules)')
-    subprocess.run([sys.executable, '-c', code], check=True, cwd=Path(__file__).parent.parent)
+    subprocess.run([sys.executable, '-c', code], check=True, cwd=Path(__file__).parent.parent, timeout=300)
 
 
 # Class names (case 03, and the list of the new user)

@@ -64,11 +64,15 @@ def test_files_arrays_and_several_images_are_taken(tmp_path):
     assert len(predict_onnx(tmp_path/'a.onnx', [im, im])) == 2
 
 def test_what_was_put_around_a_network_is_exported_with_it(tmp_path):
+    import onnxruntime
     a = replace(network(), class_weights=[.2, 1., 3.])
     for p in (a.adjusted(), a.tempered(3), Predictor.ensemble([a, network(seed=1)])):
         export_onnx(p, tmp_path/'a.onnx')
         im = picture((64, 96))
         assert (predict_onnx(tmp_path/'a.onnx', im) == p.predict(im, ONE)).mean() > .999
+        x = np.asarray(im, np.float32).transpose(2, 0, 1)[None] / 255
+        logits, = onnxruntime.InferenceSession(tmp_path/'a.onnx').run(None, {'images': x})
+        assert np.allclose(torch.from_numpy(logits).softmax(1), p.probabilities([im], ONE), atol=1e-3)
     sizes = Predictor.ensemble([a, network(size=48, seed=1)])
     with pytest.raises(ValueError, match='working sizes'): export_onnx(sizes, tmp_path/'b.onnx')
 

@@ -70,7 +70,8 @@ def test_nothing_is_stale(copy, command):
 
 def test_a_stale_readme_is_noticed(copy):
     (copy / 'README.md').write_text('old')
-    p = subprocess.run([sys.executable, 'tools/readme.py', '--check'], cwd=copy, stderr=subprocess.PIPE, text=True)
+    p = subprocess.run([sys.executable, 'tools/readme.py', '--check'], cwd=copy, stderr=subprocess.PIPE, text=True,
+                       timeout=300)
     assert p.returncode == 1 and 'README.md' in p.stderr and (copy / 'README.md').read_text() == 'old'
 
 

@@ -2,6 +2,7 @@
 
 import json, os, shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,7 @@ import torch.nn as nn
 from fastai.learner import Learner
 from PIL import Image
 
-from children import assert_same, contents, run as in_child, stopped_at
+from children import assert_kept, assert_same, contents, histories, run as in_child, stamps, stopped_at
 from selftrain_nb.files import folder_lock, read_json
 from selftrain_nb.labels import Remap
 from selftrain_nb.datasets import seg_folder
@@ -18,7 +19,7 @@ from selftrain_nb.doubts import together
 from selftrain_nb.losses import SegLoss
 from selftrain_nb.mixing import CutMix
 from selftrain_nb.predict import Predictor
-from selftrain_nb.selftrain import ARMS, Options, Recipe, Run, Trainer, device_name, self_train
+from selftrain_nb.selftrain import ARMS, Options, Recipe, Run, Trainer, _gained, device_name, self_train
 from selftrain_nb.table import SegTable
 from selftrain_nb.training import seg_learner
 
@@ -138,9 +139,9 @@ def test_the_control_has_the_students_streams(done):
 
 def test_the_same_call_does_nothing_again(done):
     data, run = done
-    before = contents(run.path)
+    before = contents(run.path), stamps(run.path)
     assert train(data, run.path).done == ['teacher', 'student', 'control']
-    assert contents(run.path) == before
+    assert (contents(run.path), stamps(run.path)) == before
 
 
 def test_an_arm_can_be_added(copy):
@@ -167,11 +168,14 @@ def test_an_arm_can_be_added(copy):
 )
 def test_what_cannot_change_a_result_is_no_other_run(copy, options):
     data, out = copy
+    before = stamps(out)
     assert train(data, out, options=options).done == ['teacher', 'student', 'control']
+    assert stamps(out) == before
 
 
 def test_paths_links_and_moves_are_no_other_run(copy, monkeypatch):
     data, out = copy
+    before = stamps(out)
     monkeypatch.chdir(data.parent)
     train(data.relative_to(data.parent), out.relative_to(data.parent))
     (data.parent / 'link').symlink_to(data)
@@ -179,6 +183,7 @@ def test_paths_links_and_moves_are_no_other_run(copy, monkeypatch):
     data.rename(data.parent / 'moved')
     run = train(data.parent / 'moved', out)
     assert run.table.image(0).size == (48, 32)  # the run knows where its images are now
+    assert stamps(out) == before
 
 
 def test_another_recipe_is_refused_by_name(copy):
@@ -285,9 +290,11 @@ def test_other_test_images_keep_what_was_trained(copy, capsys):
 
 def test_touching_files_changes_nothing(copy):
     data, out = copy
+    before = stamps(out)
     for p in data.rglob('*.png'):
         os.utime(p, (1, 1))
     assert train(data, out).done == ['teacher', 'student', 'control']
+    assert stamps(out) == before
 
 
 def test_names_that_are_no_utf_8(tmp_path):
@@ -378,7 +385,6 @@ def test_data_is_looked_at_first(tmp_path, name):
 
 
 def test_what_the_error_says_to_do_leads_on(tmp_path):
-    train(folder(tmp_path / 'binary', **BAD['binary masks'][0]), tmp_path / 'a') if False else None
     table = seg_folder(folder(tmp_path / 'data', mask=lambda i: halves() * 255), remap=Remap.binary())
     assert self_train(table, tmp_path / 'a', QUICK, ['teacher'], options=QUIET).done == ['teacher']
     table = seg_folder(folder(tmp_path / 'flat', val=())).hold_out(0.3)
@@ -394,8 +400,8 @@ def test_what_the_error_says_to_do_leads_on(tmp_path):
 def test_an_unreadable_file_is_left_out_everywhere(tmp_path, what, capsys):
     data = folder(tmp_path / 'data', n=9, labelled=6, val=(0, 4), test=(1, 3))
     (data / what).write_bytes(b'')
-    with pytest.warns(UserWarning):
-        run = train(data, tmp_path / 'run') if what.startswith('x') else _quiet_train(data, tmp_path / 'run')
+    run = train(data, tmp_path / 'run')
+    assert 'left out' in capsys.readouterr().out
     assert run.done == ['teacher', 'student', 'control']
     name = os.path.basename(what)
     assert not run.table.df.image.str.endswith('/' + name).any() and name in read_json(run.path / 'unusable.json')
@@ -425,13 +431,6 @@ def test_a_table_with_an_image_in_two_splits_goes_on(tmp_path):
     run = self_train(twice, tmp_path / 'run', QUICK, ['teacher'], options=QUIET)
     assert self_train(twice, run.path, QUICK, ['teacher'], options=QUIET).done == ['teacher']
     assert len(run.table.train) == 3
-
-
-def _quiet_train(data, out):
-    import warnings
-
-    warnings.warn('seen')
-    return train(data, out)
 
 
 def test_a_diverged_teacher_labels_nothing(done, tmp_path):
@@ -496,7 +495,9 @@ def uninterrupted(tmp_path_factory):
 def test_a_stop_at_any_point_loses_nothing(uninterrupted, tmp_path, point):
     data, whole = uninterrupted
     stopped_at(point, train, data, tmp_path / 'run', STOPPED)
+    kept = histories(tmp_path / 'run')
     in_child(train, data, tmp_path / 'run', STOPPED)
+    assert_kept(kept, tmp_path / 'run')
     assert_same(whole, tmp_path / 'run')
 
 
@@ -665,12 +666,25 @@ def test_a_stop_between_teachers(tmp_path, point):
 # Rounds, thresholds, other networks
 
 
-def test_rounds_and_what_chose_them(tmp_path):
-    data = folder(tmp_path / 'data')
-    run = train(data, tmp_path / 'run', replace(QUICK, rounds=3))
-    assert len(run.rounds) >= 1 and run.recipe.rounds == 3
-    for later in run.rounds[1:]:
+def test_each_round_has_the_student_before_as_its_teacher(tmp_path, monkeypatch):
+    monkeypatch.setattr('selftrain_nb.selftrain._gained', lambda run: 'student' in run.done)
+    run = train(folder(tmp_path / 'data'), tmp_path / 'run', replace(QUICK, rounds=3))
+    assert len(run.rounds) == 3
+    for before, later in zip(run.rounds, run.rounds[1:]):
         assert later.metrics('teacher')['origin']['arm'] == 'student'
+        assert later.predictor('teacher').hash == before.predictor('student').hash
+
+
+@pytest.mark.parametrize(
+    'student, teacher, pair, on',
+    [(0.6, 0.5, None, True), (0.5, 0.6, None, False), (0.5, 0.5, None, False), (0.6, 0.5, 0.7, False),
+     (None, 0.5, None, False)],
+)
+def test_a_round_begins_when_the_student_beats_what_labelled(student, teacher, pair, on):
+    split = lambda v: dict(val=dict(miou=v))
+    pair = dict(together=split(pair)) if pair else {}
+    m = dict(student=dict(splits=split(student)), teacher=dict(splits=split(teacher), **pair))
+    assert _gained(SimpleNamespace(done=['teacher', 'student'], metrics=m.get)) is on
 
 
 def test_thresholds_by_precision_say_what_chose_them(tmp_path):

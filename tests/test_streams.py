@@ -392,7 +392,7 @@ def test_a_broken_training_file_is_replaced_within_its_stream(data, tmp_path, wh
     said = told(lambda: [epoch(dl) for _ in range(3)])
     assert all(only(b, TensorStream).tolist() == [0, 0, 1, 1] for b in epoch(dl))
     assert sorted(dl.skipped) == sorted(t.df.image[[0, 2]]) and all(
-        Path(t.df[what][0]).name[:1] in m or 'cannot' in m for m in dl.skipped.values()
+        'cannot be read' in m or m == 'could not be read at first' for m in dl.skipped.values()
     )
     assert len(said) == 1 and '2 of 14' in said[0]
     with pytest.raises(OSError, match='cannot be read'):
@@ -425,7 +425,7 @@ def test_a_label_that_does_not_fit_is_left_out_too(data, tmp_path):
     Image.new('L', (W, H), 77).save(t.df.label[2])
     dl = seg_dls(Stream(t, n=8), crop=16, bs=2).train
     told(lambda: epoch(dl))
-    assert sorted(k[-5:] for k in dl.skipped) == ['1.png', '2.png'] or len(dl.skipped) == 2
+    assert sorted(dl.skipped) == sorted(t.df.image[[1, 2]])
     assert any('9x9' in m for m in dl.skipped.values()) and any('unknown id' in m for m in dl.skipped.values())
 
 

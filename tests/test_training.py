@@ -65,10 +65,24 @@ class StopAt(Callback):
             raise KeyboardInterrupt
 
 
+class Epochs(Callback):
+    "Notes the epochs that are trained"
+
+    def before_fit(self):
+        self.seen = []
+
+    def before_train(self):
+        self.seen.append(self.epoch)
+
+
 def stopped(table, path, event, epoch, *cbs, **kwargs):
+    "A training that goes on after a stop: not one that begins anew, which would end alike"
     with pytest.raises(KeyboardInterrupt):
         fit(table, path, *[c() for c in cbs], StopAt(event, epoch), **kwargs)
-    return fit(table, path, *[c() for c in cbs], **kwargs)
+    kept, spy = len(pd.read_csv(path / 'history.csv')), Epochs()
+    again = fit(table, path, *[c() for c in cbs], spy, **kwargs)
+    assert kept >= epoch and spy.seen == [*range(kept, 3)]
+    return again
 
 
 def same(a, b, *folders):
@@ -130,7 +144,9 @@ def once(home, tmp_path_factory):
 )
 def test_a_process_that_dies_while_it_writes(point, home, once, tmp_path):
     children.stopped_at(point, child, home, tmp_path)
+    kept = children.histories(tmp_path)
     children.run(child, home, tmp_path)
+    children.assert_kept(kept, tmp_path)
     assert (once / 'end.safetensors').read_bytes() == (tmp_path / 'end.safetensors').read_bytes()
     h1, h2 = (pd.read_csv(f / 'history.csv').drop(columns='seconds') for f in (once, tmp_path))
     pd.testing.assert_frame_equal(h1, h2)
@@ -300,7 +316,9 @@ def test_a_plain_learner_goes_on(tmp_path):
     once = plain(tmp_path / 'a')
     with pytest.raises(KeyboardInterrupt):
         plain(tmp_path / 'b', StopAt('before_batch', 1))
-    assert weights_hash(plain(tmp_path / 'b').model) == weights_hash(once.model)
+    spy = Epochs()
+    assert weights_hash(plain(tmp_path / 'b', spy).model) == weights_hash(once.model)
+    assert spy.seen[0] == 1
 
 
 def test_batches_of_a_block_without_streams(table):

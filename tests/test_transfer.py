@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from children import assert_same, contents, run as in_child, stopped_at
+from children import assert_same, contents, run as in_child, stamps, stopped_at
 from selftrain_nb.files import folder_lock, read_json
 from selftrain_nb.heads import remap_head
 from selftrain_nb.labels import LabelSpace
@@ -175,6 +175,9 @@ def test_a_student_may_start_from_its_teacher(cities, homes, tmp_path):
     recipe = replace(QUICK, student_init='teacher')
     t = move(cities, tmp_path/'out', recipe, homes[0], arms=['control'])
     assert t.done == ['joint', 'control']
+    fresh = move(cities, tmp_path/'fresh', QUICK, homes[0], arms=['joint', 'control'])
+    assert t.predictor('joint').hash == fresh.predictor('joint').hash
+    assert t.predictor('control').hash != fresh.predictor('control').hash
 
 
 def test_without_hidden_or_unlabelled_images(cities, homes, tmp_path):
@@ -364,10 +367,10 @@ def test_an_unreadable_file_is_left_out(cities, tmp_path, city, what, capsys):
 # The same transfer, or another
 
 def test_the_same_call_does_nothing_again(done, cities):
-    before = contents(done.path)
+    before = contents(done.path), stamps(done.path)
     options = Options(progress=False, num_workers=1, valid_bs=3, check=False)
     assert move(cities, done.path, done.recipe, options=options).done == list(TRANSFER_ARMS)
-    assert contents(done.path) == before
+    assert (contents(done.path), stamps(done.path)) == before
 
 
 @pytest.fixture
