@@ -60,6 +60,7 @@ class Checkpoint(Callback):
         "Go on after the last epoch that was saved; OtherRunError when it is of another training"
         self.history, self._on = [], True
         self.settings = json.loads(json.dumps({**self._found(), **self.given}, default=str))
+        self.opt.zero_grad() # a stop may have left gradients
         if not self.file.exists(): return
         tensors, notes = read_tensors(self.file)
         self._check(notes.get('settings', {}))

@@ -30,13 +30,15 @@ def text_lines(
         raise ValueError(f'{path} is not UTF-8 text ({e.reason} at byte {e.start}): save it as UTF-8') from None
     return [l.strip(' \t\r\n') for l in text.rstrip(' \t\r\n').split('\n')]
 
+# %% ../nbs/84_codes.ipynb #6e244ae5
 def _rows(path):
     "[(line number, text)] without comments and header"
     cvat = lambda l: re.sub(r'^(.+?):(\d+,\d+,\d+)?:[^:]*:[^:]*$', r'\1 \2', l).strip()
     rgb = lambda l: re.sub(r'#([0-9a-fA-F]{6})\b', lambda m: ','.join(map(str, bytes.fromhex(m[1]))), l)
     rows = [(i, cvat(rgb(l))) for i, l in enumerate(text_lines(path), 1) if not l.startswith(('#', '//'))]
     words = re.findall(r'[^\s,;:"]+', rows[0][1].lower()) if rows else []
-    header = len(rows) > 1 and words and _HEADER.issuperset(words)
+    known = _HEADER if len(words) > 1 else {'name', 'names', 'class_name', 'classes'}  # `red` may be a traffic light
+    header = len(rows) > 1 and words and known.issuperset(words)
     return rows[1:] if header else rows
 
 # %% ../nbs/84_codes.ipynb #cfb30ccf

@@ -91,7 +91,7 @@ def epoch_setting(
 ) -> CropSetting:
     "Batch and learning rate for crops of another size"
     growth = 1 if rules.batch == 'constant' else min(rules.max_growth, _area(full) / _area(crop))
-    new = max(1, min(round(bs * growth), n))
+    new = max(1, min(round(bs * growth), max(n, bs)))
     return CropSetting(tuple(crop), new, (new / bs) ** RATES[rules.rate])
 
 # %% ../nbs/19_crops.ipynb #bb327386
@@ -162,6 +162,8 @@ LOGGED = 'height', 'width', 'bs', 'lr'  # columns in the table of a fit
 @patch
 def before_fit(self:CropSchedule):
     "Settle all epochs, and announce their columns; ValueError for a DataLoader that cannot change its crops"
+    self.run = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
+    if not self.run: return # until `after_fit`
     dl = self.dls.train
     if not isinstance(dl, SegDL) or dl.crop is None:
         raise ValueError(f'CropSchedule changes the crops of `seg_dls`; this {type(dl).__name__} cuts none')

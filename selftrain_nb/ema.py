@@ -24,7 +24,10 @@ class EMA(Callback):
         decay=.99, # largest share of the old average that stays at a step; 0.99 is reached after 890 steps
     ): self.decay, self.identity, self.average, self._on, self._raw = decay, dict(ema=decay), None, False, None
 
-    def before_fit(self): self._on, self._raw = False, None
+    def before_fit(self):
+        self._on, self._raw = False, None
+        if sum(isinstance(c, EMA) for c in self.learn.cbs) > 1: raise ValueError('two EMA callbacks: one is enough '
+            '(self_train brings its own; `ema=0` in the recipe leaves it out)')
     def begin_fit(self):
         "Begin with a copy of the network"
         self._steps, self._on = 0, True

@@ -7,7 +7,7 @@ __all__ = ['opened', 'orientation', 'turn_needed', 'turn_upright', 'page_count',
            'fit_size', 'resize']
 
 # %% ../nbs/81_images.ipynb #5a5e8b94
-import warnings
+import sys, warnings
 import numpy as np
 from contextlib import contextmanager
 from PIL import Image
@@ -97,6 +97,8 @@ def image_size(
 
 # %% ../nbs/81_images.ipynb #751d7982
 _SWAPPED = {'RGB;16B': 'RGB;16L', 'RGBA;16B': 'RGBA;16L', 'RGB;16L': 'RGB;16B', 'RGBA;16L': 'RGBA;16B'}
+_OTHER = 'B' if sys.byteorder == 'little' else 'L'
+_SWAPPED |= {f'{mode};16N': f'{mode};16{_OTHER}' for mode in ('RGB', 'RGBA')} # N: as this machine has them
 
 def _rawmode(tile):
     "How the pixels of a part of a file are stored"
@@ -147,8 +149,8 @@ def read_image(
 ) -> Image.Image: # RGB, 8 bits, upright
     "Read an image as upright RGB; OSError or ValueError that names the file"
     with opened(path) as im:
-        turn = turn_needed(im, path)
-        return turn_upright(_to_rgb(im, path, white), turn)
+        rgb = _to_rgb(im, path, white) # first: asked for its EXIF, Pillow decodes some files in another way
+        return turn_upright(rgb, turn_needed(im, path))
 
 # %% ../nbs/81_images.ipynb #8b450e51
 def _top(path):
@@ -156,7 +158,8 @@ def _top(path):
     try:
         with opened(path) as im: a = _deep(im, path)
     except OSError: return None
-    return None if a is None else (float(a.max()), a.dtype.kind == 'f')
+    if a is None or not (known := np.isfinite(a)).any(): return None
+    return float(a[known].max()), a.dtype.kind == 'f'
 
 def _warn_dark(mid, white):
     "A warning where half of the images, with values up to `mid`, would be nearly black"

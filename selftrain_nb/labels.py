@@ -239,6 +239,12 @@ def _by_palette(im, remap):
     return Remap({**{i: remap.colours[c] for i, c in used.items()}, **dict.fromkeys(void, VOID)})
 
 # %% ../nbs/00_labels.ipynb #dae6c61c
+def _unnumbered(im):
+    "A GIF of greys with its greys as ids: who writes a GIF numbers its colours anew"
+    if im.format != 'GIF' or im.mode != 'P': return im
+    rgb = np.reshape(im.getpalette(), (-1, 3))[[i for _, i in im.getcolors()]]
+    return im.convert('L') if (rgb == rgb[:, :1]).all() else im
+
 def _one_bit(a, remap):
     "Black and white as 0 and 1, or as 0 and 255 where the remap knows these"
     return a.astype(np.uint8) * (255 if 1 not in remap.ids and 255 in {*remap.ids, *sum(remap.colours, ())} else 1)
@@ -250,6 +256,7 @@ def _ids(path, remap=None):
         if im.format in ('JPEG', 'MPO'): raise ValueError(f'{path}: JPEG changes ids; save labels as PNG')
         turn = turn_needed(im, path)
         im.load()
+        im = _unnumbered(im)
         remap = _by_palette(im, remap)
         a = np.asarray(turn_upright(_flat(im, bool(remap.colours and not remap.ids)), turn))
     if a.dtype.kind == 'f' or a.dtype.kind == 'i' and a.min(initial=0) < 0:

@@ -25,11 +25,15 @@ _SKIP = {'@eadir', '@tmp', '@recycle', '#recycle', '#snapshot', '$recycle.bin', 
 
 def _hidden(name): return name.startswith('.') or name.lower() in _SKIP
 
+# %% ../nbs/85_layout.ipynb #4592878e
 def _is_loop(path):
     "Is a folder a link to one that it lies in?"
     if not os.path.islink(path): return False
-    parent, target = (os.path.realpath(p).rstrip(os.sep) + os.sep for p in (os.path.dirname(path), path))
-    return parent.startswith(target)
+    target, d = os.path.realpath(path).rstrip(os.sep) + os.sep, os.path.dirname(path)
+    while not (os.path.realpath(d) + os.sep).startswith(target): # also by way of another link
+        if (up := os.path.dirname(d)) == d: return False
+        d = up
+    return True
 
 def _closed(e): warnings.warn(f'{e.filename}: cannot be opened ({e.strerror}); what is in it is left out', stacklevel=2)
 
@@ -306,7 +310,9 @@ def split_lists(
 # %% ../nbs/85_layout.ipynb #843b78f0
 def _find(line, keys, stems):
     "The key that a line of a list means; KeyError with the reason when there is none"
-    for name in dict.fromkeys([line, *line.split()[:1], *line.split(',')[:1]]):
+    is_image = lambda s: s.lower().endswith(IMAGE_EXTS)
+    firsts = [w for w in (*line.split()[:1], *line.split(',')[:1]) if is_image(w) or not is_image(line)]
+    for name in dict.fromkeys([line, *firsts]):
         if name in keys: return name
         parts = PurePosixPath(file_key(name)).parts
         below = ('/'.join(parts[i:]) for i in range(len(parts)))

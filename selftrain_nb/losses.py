@@ -121,11 +121,12 @@ def soft_targets(
     n, # classes
 ): # (B, n, H, W) float32 probabilities; all 0 where void
     "Class probabilities of soft labels"
-    p = soft[:, ::2].float() / 255
-    rest = (1 - p.sum(1, keepdim=True)).clamp(min=0) / max(1, n - 2)
+    p, first, second = soft[:, ::2].float() / 255, mask.clamp(max=n - 1)[:, None], soft[:, 1:2].long().clamp(max=n - 1)
+    one = first == second # a mapping may have made them one class
+    rest = (1 - p.sum(1, keepdim=True)).clamp(min=0) / (n - 2 + one.long()).clamp(min=1)
     t = rest.repeat(1, n, 1, 1)
-    t.scatter_(1, soft[:, 1:2].long().clamp(max=n - 1), p[:, 1:])
-    t.scatter_(1, mask.clamp(max=n - 1)[:, None], p[:, :1])
+    t.scatter_(1, second, p[:, 1:])
+    t.scatter_(1, first, p[:, :1] + p[:, 1:] * one)
     return t * (mask != VOID)[:, None]
 
 @patch

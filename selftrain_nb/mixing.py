@@ -71,14 +71,18 @@ class Mix(Callback):
         self.across, more = across, dict(across=True) if across else {}
         self.identity = {type(self).__name__: dict(p=p, streams=self.streams, **more)} # for a resumed training
 
-    def before_fit(self):
-        "Which streams there are"
-        self.plan = getattr(self.dls.train, 'plan', None)
-        names = [s.name for s in self.plan.streams] if self.plan else ['']
-        asked = self.streams if self.streams is not None else range(1, len(names)) if len(names) > 1 else [0]
-        self.mixed = [names.index(s) if s in names else s for s in asked]
-        bad = [s for s in self.mixed if s not in range(len(names))]
-        if bad: raise ValueError(f'streams={bad}: there are {", ".join(f"{k} ({n})" for k, n in enumerate(names))}')
+# %% ../nbs/13_mixing.ipynb #dbff0174
+@patch
+def before_fit(self:Mix):
+    "Which streams there are"
+    self.run = not hasattr(self.learn, 'gather_preds')
+    if not self.run: return # until `after_fit`: nothing is trained
+    self.plan = getattr(self.dls.train, 'plan', None)
+    names = [s.name for s in self.plan.streams] if self.plan else ['']
+    asked = self.streams if self.streams is not None else range(1, len(names)) if len(names) > 1 else [0]
+    self.mixed = [names.index(s) if s in names else s for s in asked]
+    bad = [s for s in self.mixed if s not in range(len(names))]
+    if bad: raise ValueError(f'streams={bad}: there are {", ".join(f"{k} ({n})" for k, n in enumerate(names))}')
 
 # %% ../nbs/13_mixing.ipynb #8d275341
 @patch

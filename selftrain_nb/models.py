@@ -65,6 +65,7 @@ def logits(self:SegModel, x):
     right = 2*m - w if max(h, w) <= m else -w % m # normalisation layers need two cells or more
     x = F.pad(x, (0, right, 0, -h % m), mode='replicate').contiguous(memory_format=torch.channels_last)
     with torch.autocast(x.device.type, torch.bfloat16) if self.bf16 else nullcontext(): out = self.net(x)
+    if isinstance(out, dict): out = out['out'] # networks of torchvision
     return (out.float() if self.bf16 else out)[..., :h, :w]
 
 # %% ../nbs/16_models.ipynb #cea4ceeb

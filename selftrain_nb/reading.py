@@ -94,6 +94,12 @@ def encodes(self, o:PILSoft):
     return TensorSoft(image2tensor(o))
 
 # %% ../nbs/88_reading.ipynb #7c176c98
+def _second(conf, remap):
+    "Soft labels whose second class is a class id, as the first is; void has no confidence"
+    second = remap.lut[conf[..., 1]]
+    keep = (second >= 0) & (second != VOID)
+    return np.stack([conf[..., 0], np.where(keep, second, 0), conf[..., 2] * keep], -1).astype(np.uint8)
+
 class ReadConfidence(Transform):
     "The confidence of an `Item`'s label at working size; certain if it is human or not asked for"
     input_types = Item
@@ -106,10 +112,12 @@ class ReadConfidence(Transform):
         hw, path = image_size(o.path), o.table.df.conf.iloc[o.row] if o.labels == self.kind else ''
         if not path: return self.cls(Image.new(self.certain[0], fit_size(hw, self.size)[::-1], self.certain[1]))
         conf = read_conf(path, self.kind == 'soft')
+        if self.kind == 'soft': conf = _second(conf, o.table.remap(o.row))
         if conf.shape[:2] != hw:
             raise ValueError(f'{path}: {conf.shape[:2]}, but its image {o.path} is {hw} (height, width)')
         return self.cls(resize(Image.fromarray(conf), self.size, Image.NEAREST))
 
+# %% ../nbs/88_reading.ipynb #6ae5bf82
 class ReadStream(Transform):
     "Number of the stream of an `Item`"
     input_types = Item

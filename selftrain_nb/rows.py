@@ -161,8 +161,8 @@ def mask(self:SegTable,
 def _counts_key(table, rows):
     "A name for some labels as they are now, and how they are read"
     def state(p):
-        with suppress(OSError): return os.path.basename(p), os.stat(p).st_size, os.stat(p).st_mtime_ns
-        return os.path.basename(p)
+        with suppress(OSError): return os.path.abspath(p), os.stat(p).st_size, os.stat(p).st_mtime_ns
+        return os.path.abspath(p)
     how = {k: json.dumps(r.to_dict()) for k, r in table.remaps.items()}
     df = table.df.iloc[rows]
     told = [(state(l), c and state(c), how[r.split('|')[0]]) for l, c, r in zip(df.label, df.conf, df.remap)]

@@ -21,7 +21,7 @@ def save_tensors(
     **notes # JSON values to keep beside them
 ):
     "Write tensors as safetensors; OSError when there is no room"
-    tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()} # some share memory
     data = save(tensors, {k: json.dumps(v) for k, v in notes.items()})
     with atomic_write(path) as tmp: tmp.write_bytes(data)
 

@@ -8,14 +8,14 @@ __all__ = ['ADAMW', 'DivergedError', 'FiniteLoss', 'EpochSeed', 'StepCount', 'Va
 
 # %% ../nbs/18_training.ipynb #475a601b
 import math
-from functools import partial
+from functools import partial, wraps
 import numpy as np, torch
 from fastcore.basics import patch
 from fastcore.foundation import L
 from fastcore.meta import delegates
 from fastai.callback.core import Callback, CancelValidException
 from fastai.callback.schedule import ParamScheduler # gives a `Learner` its `fit_one_cycle`
-from fastai.learner import Learner
+from fastai.learner import Learner, Metric
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import set_seed
 from .metrics import seg_metrics
@@ -104,6 +104,7 @@ class ValidEvery(Callback):
         k=1, # epochs from one validation to the next
     ): self.k, self._trained, self._skipped = k, False, False
 
+    def before_fit(self): self._trained = self._skipped = False
     def before_train(self): self._trained = True
     def before_validate(self):
         done = self.epoch + 1 if self._trained else self.k
@@ -126,6 +127,13 @@ def _model(dls, encoder, arch, pretrained, model_kwargs):
     "A network by names, or the user's own as a `SegModel`"
     if isinstance(encoder, str): return seg_model(len(dls.space), encoder, arch, pretrained, **(model_kwargs or {}))
     return encoder if isinstance(encoder, SegModel) else SegModel(encoder, multiple=1)
+
+def _of_masks(kwargs):
+    "With metrics that are functions of prediction and mask; they are not given what else a batch holds"
+    def masked(f): return f if isinstance(f, Metric) else wraps(f)(lambda pred, mask, *_: f(pred, mask))
+    return dict(kwargs, metrics=L(kwargs['metrics']).map(masked))
+
+def _loss_weights(loss): return getattr(getattr(loss, 'func', loss), 'weight', None) # fastai's losses have a `func`
 
 def _class_weights(dls, power):
     "From the labels of the first stream"
@@ -153,7 +161,7 @@ def seg_learner(
     defaults = dict(loss_func=SegLoss(weights, [s.weight for s in dls.streams]), metrics=seg_metrics(len(dls.space)),
                     opt_func=ADAMW, wd=.01, splitter=seg_splitter)
     cbs = [EpochSeed(dls.seed), FiniteLoss(), StepCount(), LogLines(), *L(cbs)]
-    learn = SegLearner(dls, model, lr=lr, cbs=cbs, **{**defaults, **kwargs})
+    learn = SegLearner(dls, model, lr=lr, cbs=cbs, **_of_masks({**defaults, **kwargs}))
     learn.encoder, learn.arch = (encoder, arch) if isinstance(encoder, str) else ('', '')
-    learn.class_weights, learn.model_kwargs = weights, model_kwargs or {}
+    learn.class_weights, learn.model_kwargs = _loss_weights(learn.loss_func), model_kwargs or {}
     return learn

@@ -508,6 +508,24 @@ def test_lists_know_stems_paths_and_columns(tmp_path):
     assert [s for s, _ in split_lists(tmp_path)] == ['val']
 
 
+def test_a_line_whose_image_is_gone_means_no_other(tmp_path):
+    basic(tmp_path, **{'images/photo.jpg': None, 'val.txt': 'photo (2).jpg\n'})
+    with pytest.raises(ValueError, match=r"line 1: no image 'photo \(2\)'"): seg_folder(tmp_path)
+
+
+def test_links_to_each_other_end(tmp_path):
+    for a, b in ('xy', 'yx'):
+        make(tmp_path, {f'images/{a}/{a}.png': None})
+        (tmp_path/'images'/a/'other').symlink_to(tmp_path/'images'/b)
+    assert len(seg_folder(tmp_path, space=LabelSpace('ab'), labels='none')) == 4  # each link is followed once
+
+
+def test_a_first_class_named_as_a_column_is_a_class(tmp_path):
+    codes = make(tmp_path, {'a.txt': 'red\nyellow\ngreen\n', 'b.txt': 'name\nroad\n', 'c.txt': 'id name\n0 road\n'})
+    found = [[c[1] for c in read_codes(codes/f'{k}.txt')] for k in 'abc']
+    assert found == [['red', 'yellow', 'green'], ['road'], ['road']]
+
+
 def test_lists_of_two_folders_are_not_mixed(tmp_path):
     basic(tmp_path, **{'val.txt': '1\n', 'splits/test.txt': '2\n'})
     with pytest.warns(UserWarning, match='splits: its lists are not read, because .*val.txt is there'):

@@ -59,13 +59,16 @@ def png16(path, a):
     return path
 
 
-def tif16(path, a, order):
+def tif16(path, a, order, deflate=False):
     "A colour TIFF of 16 bits"
     h, w, c = a.shape
-    tags = {256: w, 257: h, 258: 8, 259: 1, 262: 2, 273: 14, 277: c, 278: h, 279: a.nbytes}
-    start = 8 + 2 * c + a.nbytes
+    data = a.astype(order + 'u2').tobytes()
+    data = zlib.compress(data) if deflate else data
+    data += b'\0' * (len(data) % 2)
+    tags = {256: w, 257: h, 258: 8, 259: 8 if deflate else 1, 262: 2, 273: 14, 277: c, 278: h, 279: len(data)}
+    start = 8 + 2 * c + len(data)
     out = (b'II*\0' if order == '<' else b'MM\0*') + struct.pack(order + 'I', start) + struct.pack(order + 'H', 16) * c
-    out += a.astype(order + 'u2').tobytes() + struct.pack(order + 'H', len(tags))
+    out += data + struct.pack(order + 'H', len(tags))
     for tag, v in tags.items():
         out += struct.pack(order + 'HHII', tag, 3 if tag == 258 else 4, c if tag == 258 else 1, v)
     path.write_bytes(out + struct.pack(order + 'I', 0))
@@ -210,11 +213,41 @@ def test_all_levels_of_a_camera_are_kept(tmp_path, white):
     ramp = np.linspace(0, white, 16 * 16).round().astype(np.uint16).reshape(16, 16)
     grey, colour = save(tmp_path / 'grey.png', ramp), png16(tmp_path / 'colour.png', np.dstack([ramp] * 3))
     save(tmp_path / 'grey.tif', ramp)
-    tifs = [tif16(tmp_path / f'{"le" if o == "<" else "be"}.tif', np.dstack([ramp] * 3), o) for o in '<>']
+    how = [(k, o, z) for k, o in (('le', '<'), ('be', '>')) for z in (0, 1)]
+    tifs = [tif16(tmp_path / f'{k}{z}.tif', np.dstack([ramp] * 3), o, z) for k, o, z in how]
     for f in (grey, colour, png16(tmp_path / 'alpha.png', np.dstack([ramp] * 4)), tmp_path / 'grey.tif', *tifs):
         assert white_level([f]) == white
         a = np.asarray(read_image(f, white))
         assert (a.min(), a.max(), len(np.unique(a))) == (0, 255, 256) and (a == a[..., :1]).all()
+
+
+def test_what_an_editor_notes_in_a_file_of_16_bits_changes_nothing(tmp_path):
+    "XMP before the pixels, EXIF behind them"
+    data = png16(tmp_path / 'a.png', np.random.default_rng(0).integers(0, 4096, (8, 8, 3))).read_bytes()
+    head, pixels, end = (c for _, c in chunks(data))
+    xmp = block(b'iTXt', b'XML:com.adobe.xmp\0\0\0\0\0<x:xmpmeta xmlns:x="adobe:ns:meta/"></x:xmpmeta>')
+    exif = block(b'eXIf', note(6).tobytes().removeprefix(b'Exif\0\0'))
+    for name, parts in dict(xmp=[head, xmp, pixels, end], exif=[head, pixels, exif, end]).items():
+        (tmp_path / f'{name}.png').write_bytes(data[:8] + b''.join(parts))
+    a, x, e = (np.asarray(read_image(tmp_path / f'{k}.png', 4095)) for k in ('a', 'xmp', 'exif'))
+    assert np.array_equal(x, a) and np.array_equal(np.sort(e, None), np.sort(a, None))
+    assert white_level([tmp_path / 'xmp.png']) == 4095
+
+
+def test_ids_in_a_gif(tmp_path):
+    "Pillow numbers the greys of a GIF anew; colours are read as such"
+    assert read_mask(save(tmp_path / 'a.gif', np.array([[0, 2]], np.uint8)), Remap.identity(3)).tolist() == [[0, 2]]
+    red = save(tmp_path / 'b.gif', np.full((2, 2, 3), (200, 0, 0), np.uint8))
+    assert (read_mask(red, Remap(colours={(200, 0, 0): 1})) == 1).all()
+
+
+def test_pixels_that_are_no_number_do_not_choose_the_white(tmp_path):
+    files = [save(tmp_path / f'{i}.tif', np.full((4, 4), 0.5, np.float32)) for i in range(3)]
+    hole = np.full((4, 4), 0.5, np.float32)
+    hole[0, 0] = np.nan
+    save(files[0], hole)
+    assert white_level(files) == white_level(files[::-1]) == 1.0
+    assert white_level([save(tmp_path / 'none.tif', hole * np.nan)]) is None
 
 
 def test_floats(tmp_path):

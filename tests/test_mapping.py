@@ -1,14 +1,34 @@
 "Mappings between label spaces: against tables that were written down once more, and by hand on random masks."
 
-import numpy as np, pytest
+import numpy as np, pytest, torch
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 
 import known
 from selftrain_nb.labels import VOID, LabelSpace, Remap
+from selftrain_nb.losses import soft_targets
 from selftrain_nb.mapping import *
 from selftrain_nb.public import CITYSCAPES
+from selftrain_nb.reading import Item, ReadConfidence
 from selftrain_nb.table import SegTable
+
+def test_both_classes_of_a_soft_label_are_mapped(tmp_path):
+    "The second class, and where mapping makes the two classes one or sends the second to void"
+    Image.new('RGB', (4, 4)).save(tmp_path/'im.png')
+    Image.new('L', (4, 4), 0).save(tmp_path/'l.png')  # a
+    Image.new('RGB', (4, 4), (180, 1, 40)).save(tmp_path/'c.png')  # b is second
+    source, target = LabelSpace('ab'), LabelSpace(['b', 'c', 'a'])
+    pseudo = SegTable.make([tmp_path/'im.png'], [tmp_path/'l.png'], source, kind='pseudo', conf=[tmp_path/'c.png'])
+    for to, want in (({'a': 'a', 'b': 'b'}, (40, 35, 180)), ({'a': 'a', 'b': 'a'}, (17.5, 17.5, 220)),
+                     ({'a': 'a', 'b': None}, (0, 75, 180))):
+        new = [k for k in target.names if k not in to.values()]
+        table = Mapping(source, target, to, new)(pseudo)
+        soft = np.asarray(ReadConfidence('soft')(Item(table, 0, 0, 'soft')))
+        mask, soft = torch.tensor(table.mask(0))[None], torch.tensor(soft).permute(2, 0, 1)[None]
+        found = 255 * soft_targets(mask.long(), soft, 3)[0, :, 0, 0]
+        assert found.sum() == pytest.approx(255, abs=.1), to
+        assert found.tolist() == pytest.approx(want, abs=.1), to
+
 
 SHIPPED = dict(CITYSCAPES_TO_CAMVID=CITYSCAPES_TO_CAMVID, CAMVID_TO_CITYSCAPES=CAMVID_TO_CITYSCAPES,
                CAMVID_TO_IDD_LITE=CAMVID_TO_IDD_LITE, IDD_LITE_TO_CAMVID=IDD_LITE_TO_CAMVID, CITY_A_TO_B=CITY_A_TO_B,

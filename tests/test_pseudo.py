@@ -13,7 +13,7 @@ import children
 from selftrain_nb.centroids import CentroidIndex, CentroidSampler
 from selftrain_nb.datasets import seg_folder
 from selftrain_nb.files import folder_lock, relative_names
-from selftrain_nb.labels import VOID, Remap, read_conf
+from selftrain_nb.labels import VOID, Remap, read_conf, write_mask
 from selftrain_nb.metrics import ConfusionMatrix
 from selftrain_nb.models import seg_model
 from selftrain_nb.predict import Predictor, Views
@@ -620,6 +620,26 @@ def test_labels_are_those_of_the_predictor(home, mine, teacher, change):
     prob = Predictor.of(p).probabilities([t.image(2)], views)[0].max(0)
     label, conf = files_of(t.df, 2)
     assert (label != prob.indices.numpy()).mean() < 0.01 and abs(conf / 255 - prob.values.numpy()).max() < 0.01
+
+
+def test_a_part_of_the_images_has_labels_of_its_own(mine, teacher):
+    "Names are relative to the folder that a table shares; an image of another folder may have the same name"
+    for k in (0, 1):
+        (mine / f'two/{"night/" * k}').mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((32, 64, 3), 200 * k, np.uint8)).save(mine / f'two/{"night/" * k}1.png')
+    made = pseudo_label(teacher, mine / 'two', mine / 'p', job=LabelJob(**QUIET))
+    night = [i for i, p in enumerate(made.df.image) if 'night' in p]
+    assert pseudo_rows(made[night], mine / 'p').df.label.tolist() == made.df.label.iloc[night].tolist()
+
+
+def test_void_that_a_person_painted_is_no_error(mine, teacher):
+    made = pseudo_label(teacher, mine / 'images', mine / 'p', job=LabelJob(**QUIET))
+    mask = np.asarray(Image.open(made.df.label.iloc[0])).copy()
+    mask[:5] = VOID
+    write_mask(made.df.label.iloc[0], mask, made.space)
+    Image.new('RGB', (64, 32)).save(mine / 'images/new.png')
+    again = pseudo_label(teacher, mine / 'images', mine / 'p', job=LabelJob(**QUIET))
+    assert len(again) == len(made) + 1
 
 
 def test_changes_between_teachers(home, mine, teacher, store):

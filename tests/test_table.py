@@ -16,6 +16,14 @@ SPACE = LabelSpace(['road', 'sky', 'car'])
 BINARY = LabelSpace(['bg', 'fg'])
 
 
+def test_labels_that_look_alike_are_counted_each(tmp_path):
+    "The same name, size and time of change, as from an archive"
+    files = [save(tmp_path/f's{k}/label.bmp', np.full((8, 8), k, np.uint8)) for k in (0, 1)]
+    for p in files: os.utime(p, (1e9, 1e9))
+    t = SegTable.make([tmp_path/f's{k}/im.png' for k in (0, 1)], files, BINARY, split=['train', 'val'])
+    assert (t.train.counts().tolist(), t.val.counts().tolist()) == ([64, 0], [0, 64])
+
+
 def photo(i, h=16, w=24):
     return np.random.default_rng(i).integers(0, 256, (h, w, 3), dtype=np.uint8)
 

@@ -14,6 +14,8 @@ from fastai.optimizer import SGD, Adam, OptimWrapper
 
 import children
 from selftrain_nb.augment import strong
+from selftrain_nb.crops import CropSchedule
+from selftrain_nb.losses import SegLoss
 from selftrain_nb.mixing import *
 from selftrain_nb.models import *
 from selftrain_nb.scenes import scenes
@@ -603,3 +605,93 @@ def test_the_state_of_a_fused_optimiser_keeps_its_layout():
     for m, o in zip((a, b), opts):
         step(m, o)
     assert torch.equal(a.weight, b.weight)
+
+
+# What a practitioner does in a notebook
+
+
+def test_the_same_learner_goes_on_after_ctrl_c(table, tmp_path):
+    "Neither gradients nor weights of the epoch that was stopped remain"
+
+    class StopBackward(Callback):
+        def after_backward(self):
+            if (self.epoch, self.iter) == (1, 1):
+                raise KeyboardInterrupt
+
+    once, learn = fit(table, tmp_path / 'a', epochs=2), learner(table)
+    with learn.no_bar(), learn.no_logging():
+        with pytest.raises(KeyboardInterrupt):
+            learn.fit_one_cycle(2, cbs=[Checkpoint(tmp_path / 'b'), StopBackward()])
+        learn.fit_one_cycle(2, cbs=Checkpoint(tmp_path / 'b'))
+    assert weights_hash(learn.model) == weights_hash(once.model)
+
+
+def test_two_averages_are_refused(table):
+    learn = learner(table, [EMA(0.9)])
+    with pytest.raises(ValueError, match='two EMA callbacks'), learn.no_bar(), learn.no_logging():
+        learn.fit(1, cbs=EMA(0.99))
+
+
+def test_metrics_that_are_functions_see_masks_alone(table):
+    def right(pred, mask, ignore=255):
+        assert ignore == 255
+        return (pred.argmax(1) == mask).float().mean()
+
+    learn = seg_learner(loaders(table, valid_bs=1), NET, metrics=right)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1)
+    assert learn.recorder.metric_names[3] == 'right' and 0 <= learn.recorder.values[0][2] <= 1
+
+
+def test_a_loss_of_ones_own_has_its_own_class_weights(table):
+    assert learner(table).class_weights is not None
+    assert learner(table, loss_func=SegLoss(None, [1.0, 1.0])).class_weights is None
+
+
+def test_a_validation_after_ctrl_c_is_one(table):
+    learn = learner(table, [ValidEvery(2)])
+    with learn.no_bar(), learn.no_logging():
+        with pytest.raises(KeyboardInterrupt):
+            learn.fit(4, cbs=StopAt('after_loss', 0))
+        assert all(math.isfinite(v) for v in learn.validate()[:2])
+
+
+@pytest.mark.parametrize('cb', [CutMix(streams=[1]), CropSchedule()])
+def test_an_exported_learner_predicts(cb, table, tmp_path):
+    from fastai.learner import load_learner
+
+    learn = learner(table, [cb])
+    learn.path = tmp_path
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1)
+    learn.export('x.pkl')
+    again = load_learner(tmp_path / 'x.pkl')
+    with again.no_bar():
+        assert again.predict(table.df.image[0])[1].shape == (32, 64)
+
+
+def test_a_schedule_leaves_few_samples_and_the_search_of_a_rate_alone(table):
+    learn = seg_learner(loaders(table, n=2, bs=(4, 1)), NET, cbs=CropSchedule('constant'))
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1)
+    assert next(iter(learn.step_count.samples.values())) == 4
+    learn = learner(table, [CropSchedule([(1.0, (32, 32))])], n=20)
+    with learn.no_bar(), learn.no_logging():
+        learn.lr_find(num_it=8, show_plot=False, stop_div=False)
+    assert len(learn.recorder.lrs) == 8
+
+
+def test_tied_weights_and_networks_that_give_a_dict(tmp_path, table):
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Conv2d(3, 10, 1)
+            self.parts = nn.ModuleList([self.head])
+
+        def forward(self, x):
+            return dict(out=self.head(x))
+
+    learn = seg_learner(loaders(table), Tied())
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1, cbs=Checkpoint(tmp_path / 'a'))
+    assert (tmp_path / 'a/state.safetensors').exists()
