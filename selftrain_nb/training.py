@@ -147,8 +147,8 @@ def seg_learner(
     encoder='tf_efficientnet_lite0', # timm name; or an `nn.Module` that gives logits, see `SegModel`
     arch='fpn', # decoder, see `seg_model`
     pretrained=False, # ImageNet weights for the encoder, or a file of them
-    lr=4e-3, # default learning rate of `fit` and `fit_one_cycle`
-    weight_power=.5, # class weights: frequency in the first stream to the power of minus this; 0 for none
+    lr=4e-3, # default learning rate of a fit
+    weight_power=.5, # class weights: frequency in the first stream to the power of minus this
     cbs=None, # more callbacks
     model_kwargs=None, # dict, to `seg_model`
     **kwargs
