@@ -58,7 +58,7 @@ class Checkpoint(Callback):
     def before_fit(self): self._on = False
     def begin_fit(self):
         "Go on after the last epoch that was saved; OtherRunError when it is of another training"
-        self.history, self._on = [], True
+        self.history, self.ended, self._on = [], False, True
         self.settings = json.loads(json.dumps({**self._found(), **self.given}, default=str))
         self.opt.zero_grad() # a stop may have left gradients
         if not self.file.exists(): return
@@ -79,6 +79,14 @@ def after_epoch(self:Checkpoint):
     stop_at('train.checkpoint')
     self._write_history()
 
+@patch
+def after_cancel_fit(self:Checkpoint):
+    "Another callback ended the fit after an epoch, as early stopping does: the epoch counts, and nothing goes on"
+    if not self._on or len(self.history) == len(self.recorder.values): return
+    self.ended = True
+    self.after_epoch()
+
+# %% ../nbs/90_checkpoint.ipynb #562ea310
 @patch
 def _row(self:Checkpoint):
     values = [math.nan if v is None else float(v) for v in self.recorder.values[-1]]
@@ -108,14 +116,15 @@ def _stateful(cbs):
 def _state(self:Checkpoint):
     "Everything that a training needs to go on: tensors, and notes as JSON values"
     (tensors, values), callbacks = opt_state(self.opt), {}
-    tensors = {**_named('model', get_model(self.model).state_dict()), **_named('opt', tensors)}
+    raw = getattr(getattr(self.learn, 'ema', None), '_raw', None) or get_model(self.model).state_dict()
+    tensors = {**_named('model', raw), **_named('opt', tensors)} # the model may hold the average now
     for name, cb in _stateful(self.learn.cbs).items():
         state = cb.state_dict()
         tensors.update(_named(name, {k: v for k, v in state.items() if torch.is_tensor(v)}))
         callbacks[name] = {k: v for k, v in state.items() if not torch.is_tensor(v)}
     scaler = getattr(self.learn, 'scaler', None) # of half precision
     notes = dict(settings=self.settings, note=self.note, history=self.history, opt=values, callbacks=callbacks,
-                 scaler=scaler and scaler.state_dict(), recorder=_numbers(self.recorder))
+                 ended=self.ended, scaler=scaler and scaler.state_dict(), recorder=_numbers(self.recorder))
     return {**tensors, **_lists(self.recorder)}, notes
 
 # %% ../nbs/90_checkpoint.ipynb #37a8a6e1
@@ -140,7 +149,7 @@ def _restore(self:Checkpoint, tensors, notes):
     if scaler and notes['scaler']: scaler.load_state_dict(notes['scaler'])
     self._restore_recorder(_part('recorder', tensors), notes['recorder'])
     self.history = notes['history']
-    self.learn.first_epoch = len(self.history)
+    self.learn.first_epoch = self.n_epoch if notes.get('ended') else len(self.history)
 
 @patch
 def _restore_recorder(self:Checkpoint, tensors, note):

@@ -37,8 +37,10 @@ class EMA(Callback):
         if not average[0].is_floating_point(): return [a.copy_(c) for a, c in zip(average, current)]
         get_ema_multi_avg_fn(min(self.decay, (1 + self._steps) / (10 + self._steps)))(average, current, n)
 
-    def after_batch(self):
-        if not self._on: return
+    def before_step(self): self._skipped = False
+    def after_cancel_step(self): self._skipped = True # as with half precision, when a gradient overflows
+    def after_step(self):
+        if not self._on or self._skipped: return
         self.average.update_parameters(get_model(self.model))
         self._steps += 1
 
@@ -54,7 +56,7 @@ def before_validate(self:EMA):
     self._use_average()
 
 @patch
-def after_validate(self:EMA):
+def before_train(self:EMA):
     "Put the weights back"
     if self._raw is not None: get_model(self.model).load_state_dict(self._raw)
     self._raw = None
@@ -63,7 +65,7 @@ def after_validate(self:EMA):
 def after_fit(self:EMA):
     "Leave the average in the model"
     if self._on and self._steps: self._use_average()
-    self._on = False
+    self._on, self._raw = False, None
 
 # %% ../nbs/17_ema.ipynb #0bd643fe
 @patch

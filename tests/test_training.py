@@ -695,3 +695,32 @@ def test_tied_weights_and_networks_that_give_a_dict(tmp_path, table):
     with learn.no_bar(), learn.no_logging():
         learn.fit(1, cbs=Checkpoint(tmp_path / 'a'))
     assert (tmp_path / 'a/state.safetensors').exists()
+
+
+def test_the_network_that_is_kept_is_the_one_that_was_measured(table, tmp_path):
+    "fastai's SaveModelCallback saves, and loads back, the average, which the metrics are of"
+    from fastai.callback.tracker import SaveModelCallback
+
+    learn = learner(table, [EMA(0.9)])
+    learn.path = tmp_path
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(3, cbs=SaveModelCallback(monitor='miou', fname='best'))
+        best = max(v[2] for v in learn.recorder.values)
+        assert learn.validate()[1] == pytest.approx(best, abs=1e-6)
+
+
+def test_the_average_is_of_steps_and_not_of_batches(table):
+    from fastai.callback.training import GradientAccumulation
+
+    learn = learner(table, [EMA(0.9)])
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(2, cbs=GradientAccumulation(6))
+    assert 0 < learn.step_count.steps == int(learn.ema.average.n_averaged) < 6
+
+
+def test_a_training_that_was_stopped_early_is_finished(table, tmp_path):
+    from fastai.callback.tracker import EarlyStoppingCallback
+
+    stop = lambda: EarlyStoppingCallback('valid_loss', min_delta=10, patience=2)
+    found = {weights_hash(fit(table, tmp_path / 'a', stop(), EMA(0.9), epochs=6).model) for _ in range(3)}
+    assert len(found) == 1 and len(pd.read_csv(tmp_path / 'a/history.csv')) == 3
