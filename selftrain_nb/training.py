@@ -8,7 +8,7 @@ __all__ = ['ADAMW', 'DivergedError', 'FiniteLoss', 'EpochSeed', 'StepCount', 'Va
 
 # %% ../nbs/18_training.ipynb #475a601b
 import math
-from functools import partial, wraps
+from functools import partial, update_wrapper
 import numpy as np, torch
 from fastcore.basics import patch
 from fastcore.foundation import L
@@ -128,10 +128,14 @@ def _model(dls, encoder, arch, pretrained, model_kwargs):
     if isinstance(encoder, str): return seg_model(len(dls.space), encoder, arch, pretrained, **(model_kwargs or {}))
     return encoder if isinstance(encoder, SegModel) else SegModel(encoder, multiple=1)
 
+class _OfMask:
+    "A metric that is a function of prediction and mask, and is not given what else a batch holds"
+    def __init__(self, f): update_wrapper(self, f).f = f
+    def __call__(self, pred, mask, *_): return self.f(pred, mask)
+
 def _of_masks(kwargs):
-    "With metrics that are functions of prediction and mask; they are not given what else a batch holds"
-    def masked(f): return f if isinstance(f, Metric) else wraps(f)(lambda pred, mask, *_: f(pred, mask))
-    return dict(kwargs, metrics=L(kwargs['metrics']).map(masked))
+    metrics = L(kwargs['metrics']).map(lambda m: m if isinstance(m, Metric) else _OfMask(m))
+    return dict(kwargs, metrics=metrics)
 
 def _loss_weights(loss): return getattr(getattr(loss, 'func', loss), 'weight', None) # fastai's losses have a `func`
 

@@ -632,15 +632,18 @@ def test_two_averages_are_refused(table):
         learn.fit(1, cbs=EMA(0.99))
 
 
-def test_metrics_that_are_functions_see_masks_alone(table):
-    def right(pred, mask, ignore=255):
-        assert ignore == 255
-        return (pred.argmax(1) == mask).float().mean()
+def right(pred, mask, ignore=255):
+    assert ignore == 255
+    return (pred.argmax(1) == mask).float().mean()
 
+
+def test_metrics_that_are_functions_see_masks_alone(table, tmp_path):
     learn = seg_learner(loaders(table, valid_bs=1), NET, metrics=right)
     with learn.no_bar(), learn.no_logging():
         learn.fit(1)
     assert learn.recorder.metric_names[3] == 'right' and 0 <= learn.recorder.values[0][2] <= 1
+    learn.path = tmp_path
+    learn.export('x.pkl')  # functions of a module can be pickled, and stay so
 
 
 def test_a_loss_of_ones_own_has_its_own_class_weights(table):
