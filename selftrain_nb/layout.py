@@ -27,10 +27,10 @@ def _hidden(name): return name.startswith('.') or name.lower() in _SKIP
 
 # %% ../nbs/85_layout.ipynb #4592878e
 def _is_loop(path):
-    "Is a folder a link to one that it lies in?"
+    "Is a folder a link to one that it lies in, also by way of another link?"
     if not os.path.islink(path): return False
     target, d = os.path.realpath(path).rstrip(os.sep) + os.sep, os.path.dirname(path)
-    while not (os.path.realpath(d) + os.sep).startswith(target): # also by way of another link
+    while not (os.path.realpath(d) + os.sep).startswith(target):
         if (up := os.path.dirname(d)) == d: return False
         d = up
     return True

@@ -224,8 +224,8 @@ def pseudo_rows(
     "The images that have a pseudo label by now, whether labelling is finished or not"
     table, done = table[~table.df.image.duplicated()], read_done(out)
     names = relative_names(table.df.image)[1]
-    other = changed_images(table.df.image, names, done) # of the same name, in a table of fewer folders
-    done = {n: d for n, d in done.items() if n not in {*other}}
+    other = {*changed_images(table.df.image, names, done)} # of the same name, in a table of fewer folders
+    done = {n: d for n, d in done.items() if n not in other}
     done |= {new: done[old] for new, old in moved_images(table.df.image, names, done).items()}
     bad = {*marked_in(out)}
     ok = np.array([n in done and bool(done[n].sig) and n not in bad for n in names], bool)

@@ -152,7 +152,7 @@ def seg_learner(
     arch='fpn', # decoder, see `seg_model`
     pretrained=False, # ImageNet weights for the encoder, or a file of them
     lr=4e-3, # default learning rate of a fit
-    weight_power=.5, # class weights: frequency in the first stream to the power of minus this
+    weight_power=.5, # class weights: frequency in the first stream to the power of minus this; 0 for none
     cbs=None, # more callbacks
     model_kwargs=None, # dict, to `seg_model`
     **kwargs
