@@ -42,7 +42,7 @@ CHANGES = [  # the recipe with one ingredient left out or changed
     change('threshold 0.95', min_conf=.95),
     change('threshold by class', precision=.8),
     change('soft labels', pseudo_labels='soft'),
-    change('ratio 1:3', ratio=3.),
+    change('ratio 1:3', ('control', 'student'), ratio=3.),
     change('start from the teacher', ('control', 'student'), student_init='teacher'),
     change('weak teacher', ('teacher', 'student'), '', **WEAK),
     change('start from a weak teacher', ('control', 'student'), 'weak teacher', student_init='teacher', **WEAK),

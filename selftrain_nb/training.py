@@ -8,17 +8,17 @@ __all__ = ['ADAMW', 'DivergedError', 'FiniteLoss', 'EpochSeed', 'StepCount', 'Va
 
 # %% ../nbs/18_training.ipynb #475a601b
 import math
-from functools import partial, update_wrapper
+from functools import partial
 import numpy as np, torch
-from fastcore.basics import patch
+from fastcore.basics import GetAttr, patch
 from fastcore.foundation import L
 from fastcore.meta import delegates
 from fastai.callback.core import Callback, CancelValidException
 from fastai.callback.schedule import ParamScheduler # gives a `Learner` its `fit_one_cycle`
-from fastai.learner import Learner, Metric
+from fastai.learner import AvgMetric, Learner, Metric
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import set_seed
-from .metrics import seg_metrics
+from .metrics import SegMetric, seg_metrics
 from .streams import *
 from .losses import *
 from .models import *
@@ -128,21 +128,30 @@ def _model(dls, encoder, arch, pretrained, model_kwargs):
     if isinstance(encoder, str): return seg_model(len(dls.space), encoder, arch, pretrained, **(model_kwargs or {}))
     return encoder if isinstance(encoder, SegModel) else SegModel(encoder, multiple=1)
 
-class _OfMask:
-    "A metric that is a function of prediction and mask, and is not given what else a batch holds"
-    def __init__(self, f): update_wrapper(self, f).f = f
-    def __call__(self, pred, mask, *_): return self.f(pred, mask)
-
-def _of_masks(kwargs):
-    metrics = L(kwargs['metrics']).map(lambda m: m if isinstance(m, Metric) else _OfMask(m))
-    return dict(kwargs, metrics=metrics)
-
 def _loss_weights(loss): return getattr(getattr(loss, 'func', loss), 'weight', None) # fastai's losses have a `func`
 
 def _class_weights(dls, power):
     "From the labels of the first stream"
     rows = dls.streams[0].rows.labelled
     return class_weights(rows.counts(), power) if power and len(rows) else None
+
+# %% ../nbs/18_training.ipynb #6d1f03ae
+class _MaskOnly(GetAttr):
+    "A learner whose batch holds a mask as its only target, as metrics of others expect it"
+    _default = 'learn'
+    def __init__(self, learn): self.learn, self.y, self.yb = learn, learn.yb[0], learn.yb[:1]
+
+class _OfMask(Metric):
+    "A metric of others, or a function of prediction and mask, that is not given what else a batch holds"
+    def __init__(self, metric): self.metric = metric if isinstance(metric, Metric) else AvgMetric(metric)
+    def reset(self): self.metric.reset()
+    def accumulate(self, learn): self.metric.accumulate(_MaskOnly(learn))
+    value = property(lambda self: self.metric.value)
+    name = property(lambda self: self.metric.name)
+
+def _of_masks(kwargs):
+    metrics = L(kwargs['metrics']).map(lambda m: m if isinstance(m, SegMetric) else _OfMask(m))
+    return dict(kwargs, metrics=metrics)
 
 # %% ../nbs/18_training.ipynb #c9ffa1b6
 @delegates(Learner.__init__)

@@ -10,12 +10,14 @@ from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from fastai.interpret import Interpretation
 from fastai.learner import Learner
+from fastai.metrics import DiceMulti, foreground_acc
 from fastai.optimizer import SGD, Adam, OptimWrapper
 
 import children
 from selftrain_nb.augment import strong
 from selftrain_nb.crops import CropSchedule
 from selftrain_nb.losses import SegLoss
+from selftrain_nb.metrics import mIoU
 from selftrain_nb.mixing import *
 from selftrain_nb.models import *
 from selftrain_nb.scenes import scenes
@@ -644,6 +646,17 @@ def test_metrics_that_are_functions_see_masks_alone(table, tmp_path):
     assert learn.recorder.metric_names[3] == 'right' and 0 <= learn.recorder.values[0][2] <= 1
     learn.path = tmp_path
     learn.export('x.pkl')  # functions of a module can be pickled, and stay so
+
+
+def test_metrics_of_fastai_see_masks_alone(table):
+    learn = seg_learner(loaders(table), NET, metrics=[DiceMulti(), foreground_acc, mIoU()])
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1)
+        pred, (mask, *_) = learn.get_preds()
+    of_class = [(pred.argmax(1) == c, mask == c) for c in range(pred.shape[1])]
+    dice = [2 * float((p & t).sum() / (p.sum() + t.sum())) for p, t in of_class if t.any() or p.any()]
+    assert learn.recorder.metric_names[3:6] == ['dice_multi', 'foreground_acc', 'miou']
+    assert learn.recorder.values[-1][-3] == pytest.approx(sum(dice) / len(dice), abs=1e-5)
 
 
 def test_a_loss_of_ones_own_has_its_own_class_weights(table):
