@@ -48,7 +48,7 @@ def done(tmp_path_factory):
 # What a run says and writes
 
 def test_later_rounds_are_in_the_table(tmp_path, say, monkeypatch):
-    import selftrain_nb.selftrain as loop
+    import selftrain_nb.rounds as loop
     monkeypatch.setattr(loop, '_gained', lambda run: 'student' in run.done)
     data, csv = folder(tmp_path/'data', test=(1,)), tmp_path/'all.csv'
     said = say('run', '--data', data, '--out', tmp_path/'runs', '--csv', csv, '--rounds', 2, '--teachers', 1, *SMALL)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
-import selftrain_nb.selftrain as loop
+import selftrain_nb.rounds as loop
 from children import assert_same, run as in_child, stopped_at
 from selftrain_nb.datasets import seg_folder
 from selftrain_nb.runs import _own

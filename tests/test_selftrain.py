@@ -19,7 +19,8 @@ from selftrain_nb.doubts import together
 from selftrain_nb.losses import SegLoss
 from selftrain_nb.mixing import CutMix
 from selftrain_nb.predict import Predictor
-from selftrain_nb.selftrain import ARMS, Options, Recipe, Run, Trainer, _gained, device_name, self_train
+from selftrain_nb.rounds import _gained
+from selftrain_nb.selftrain import ARMS, Options, Recipe, Run, Trainer, device_name, self_train
 from selftrain_nb.table import SegTable
 from selftrain_nb.training import seg_learner
 
@@ -667,7 +668,7 @@ def test_a_stop_between_teachers(tmp_path, point):
 
 
 def test_each_round_has_the_student_before_as_its_teacher(tmp_path, monkeypatch):
-    monkeypatch.setattr('selftrain_nb.selftrain._gained', lambda run: 'student' in run.done)
+    monkeypatch.setattr('selftrain_nb.rounds._gained', lambda run: 'student' in run.done)
     run = train(folder(tmp_path / 'data'), tmp_path / 'run', replace(QUICK, rounds=3))
     assert len(run.rounds) == 3
     for before, later in zip(run.rounds, run.rounds[1:]):
