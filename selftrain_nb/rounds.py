@@ -8,14 +8,11 @@ __all__ = ['label_images', 'check_arms', 'check_teacher', 'check_weights', 'trai
 # %% ../nbs/99_rounds.ipynb #cf6d1717
 from dataclasses import replace
 import numpy as np
-from .table import *
 from .files import *
 from .centroids import *
 from .models import *
-from .predict import *
 from .calibration import *
 from .pseudo import *
-from .recipe import *
 from .arms import *
 from .runs import *
 
@@ -33,12 +30,12 @@ def _thresholds(run, teacher, trainer):
 
 # %% ../nbs/99_rounds.ipynb #f615c8c0
 def label_images(
-    run, # `Run`, whose folder the labels are kept in
+    run, # `Run`, whose folder the labels are kept in; with `precision`, its `table.csv` has the validation labels
     teacher, # `Predictor`
     table, # `SegTable` of images without labels
     trainer, # `Trainer`
 ): # `SegTable` of pseudo labels, and sentences on what chose them
-    "Pseudo labels of a teacher, and which of them to keep; resumes"
+    "Pseudo labels of a teacher, and which of them to keep; resumes. ValueError if the folder has those of another"
     r, o, out = trainer.recipe, trainer.options, run.path/'pseudo'
     if r.adjust: teacher = teacher.adjusted()
     teacher, min_conf, chosen = _thresholds(run, teacher, trainer)
@@ -86,8 +83,8 @@ def check_teacher(
     teacher, # finished `Run`, its folder, the folder of an arm of it, or None
     table, # `SegTable` of the run that takes it over
     trainer, # `Trainer`
-): # its `Run`, its arm, its hash
-    "The run and the arm that a finished teacher comes from, and its hash"
+): # its `Run`, its arm, and the hash of its first network
+    "Where a finished teacher comes from. ValueError: unfinished, of other classes or white, or too few networks"
     if not teacher: return None, '', None
     (run, arm), space = _teacher_from(teacher), table.space
     if arm == 'teacher': found = teacher_of(run, table, trainer)
@@ -98,22 +95,21 @@ def check_teacher(
                          'for both, table.white = … (--white)')
     n, more = trainer.recipe.teachers, [*run.path.glob('teacher/*/predictor.safetensors')]
     there = 1 + len(more) if arm == 'teacher' else 1
-    if there < n: raise ValueError(f'{run.path}: teachers={n}, and its {arm} is {there}: say teachers={there}')
+    if there < n: raise ValueError(f'{run.path}: teachers={n}, and only {there} there: say teachers={there}')
     return run, arm, found.hash
 
 # %% ../nbs/99_rounds.ipynb #547ac885
 def check_weights(
     table, # `SegTable`
     recipe, # `Recipe`
-    arms, # of `ARMS`
-    teacher, # whether a teacher is taken over
+    arms, # that are to be trained, of `ARMS`
 ):
     "OSError or ValueError where the pretrained weights of an encoder cannot be had"
     own, student = (recipe.encoder, recipe.arch), recipe.student_network
-    needed = {own: not teacher or 'full' in arms}
-    needed[student] = needed.get(student) or bool({'student', 'control', 'online'} & {*arms})
-    for network, on in needed.items():
-        if on: seg_model(len(table.space), *network, recipe.pretrained)
+    needed = {own} if {'teacher', 'full'} & {*arms} else set()
+    fresh = recipe.student_init != 'teacher' or student != own
+    if fresh and {'student', 'control', 'online'} & {*arms}: needed |= {student}
+    for network in sorted(needed): seg_model(len(table.space), *network, recipe.pretrained)
 
 # %% ../nbs/99_rounds.ipynb #7adfe35f
 def _more_teachers(run, table, trainer):
@@ -134,7 +130,7 @@ def _label(run, table, trainer):
 # %% ../nbs/99_rounds.ipynb #97834693
 def train_arms(
     run, # `Run`, claimed
-    arms, # of `ARMS`
+    arms, # beside the teacher, of `ARMS`, and in that order
     table, # `SegTable`
     trainer, # `Trainer`
 ):
@@ -164,11 +160,11 @@ def _gained(run):
 # %% ../nbs/99_rounds.ipynb #25d2477c
 def train_rounds(
     first, # `Run` of the first round, claimed
-    arms, # of `ARMS`
+    arms, # beside the teacher, of `ARMS`
     table, # `SegTable`
     trainer, # `Trainer`
 ):
-    "The arms of the first round, then rounds with the last student as teacher, as long as each gains; resumes"
+    "The arms of a first round, then rounds whose teacher is the last student, as long as each gains; resumes"
     r, last = trainer.recipe, first
     train_arms(first, arms, table, trainer)
     for k in range(2, r.rounds + 1):

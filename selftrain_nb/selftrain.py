@@ -7,9 +7,6 @@ __all__ = ['self_train', 'Recipe', 'Options', 'Arm', 'ARMS', 'Trainer', 'Run', '
            'run_config', 'prepare', 'claimed', 'stage', 'hand_over', 'label_images']
 
 # %% ../nbs/28_selftrain.ipynb #767de440
-from dataclasses import replace
-from .table import *
-from .files import *
 from .recipe import *
 from .arms import *
 from .runs import *
@@ -24,7 +21,8 @@ def _names(hook):
 
 def _settings(cbs):
     "The settings of callbacks that tell theirs, such as those of this package"
-    found = [h.identity for h in cbs if isinstance(getattr(h, 'identity', None), dict)] if isinstance(cbs, list) else []
+    listed = cbs if isinstance(cbs, (list, tuple)) else []
+    found = [h.identity for h in listed if isinstance(getattr(h, 'identity', None), dict)]
     return dict(callback_settings=found) if found else {}
 
 # %% ../nbs/28_selftrain.ipynb #e440ee52
@@ -32,18 +30,19 @@ def self_train(
     table, # `SegTable` with labelled and unlabelled training images
     out, # folder of the run; the same call again goes on there
     recipe=Recipe(), # `Recipe`
-    arms=ARMS[:3], # what to train, of `ARMS`
+    arms=ARMS[:3], # what to train beside the teacher, of `ARMS`
     teacher=None, # finished `Run`, or its folder, whose teachers are taken over; or the folder of another arm of it
     learner=None, # function of (dls, recipe, arm) that gives a `Learner`: your network, your loss
     cbs=None, # more callbacks: a list, or a function of the arm that gives one
     options=Options(), # what cannot change a result
 ) -> Run: # of the first round; later ones are in `round2`, ... below it
-    "Teacher, pseudo labels, student and control, in a folder; resumes. ValueError, before training, for what cannot be"
+    "Teacher, pseudo labels, student and control, in a folder; resumes. ValueError or OSError first, for what cannot be"
     run, trainer = Run(out), Trainer(recipe.validate(), options.validate(), learner, cbs)
     table, unusable = prepare(table, run.path, options)
     check_arms(table, recipe, arms)
     teacher, which, hashed = check_teacher(teacher, table, trainer)
-    if not learner and not run.path.exists(): check_weights(table, recipe, arms, teacher)
+    left = {'teacher', *arms} - {*run.done, 'teacher' if teacher else ''}
+    if not learner: check_weights(table, recipe, left)
     other = dict(teacher=hashed, learner=_names(learner), callbacks=_names(cbs), **_settings(cbs))
     with claimed(run.path, run_config(table, recipe, **other), table, recipe, options, unusable):
         if teacher: hand_over(teacher, which, run, trainer)
@@ -52,4 +51,4 @@ def self_train(
 
 # %% ../nbs/28_selftrain.ipynb #b4a3f9d2
 _all_ = ['Recipe', 'Options', 'Arm', 'ARMS', 'Trainer', 'Run', 'measure_splits', 'device_name', 'result_rows',
-         'run_config', 'prepare', 'claimed', 'stage', 'hand_over', 'label_images']
+         'run_config', 'prepare', 'claimed', 'stage', 'hand_over', 'label_images'] # of the chapters before, passed on
