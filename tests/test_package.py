@@ -177,7 +177,7 @@ files images labels rows table check drawing scenes codes layout datasets archiv
 metrics augment journal centroids reading streams mixing tensors encoders losses models ema checkpoint
 training costs crops views outputs predictor predict store labelling calibration pseudo recipe arms runs rounds
 selftrain heads domains replay transfer html pages evidence doubts pictures inspection report widgets
-annotation corrections export cli
+annotation corrections export arguments cli
 """.split()
 
 
