@@ -41,8 +41,7 @@ def self_train(
     table, unusable = prepare(table, run.path, options)
     check_arms(table, recipe, arms)
     teacher, which, hashed = check_teacher(teacher, table, trainer)
-    left = {'teacher', *arms} - {*run.done, 'teacher' if teacher else ''}
-    if not learner: check_weights(table, recipe, left)
+    if not learner and not run.path.exists(): check_pretrained(table, recipe, arms, bool(teacher))
     other = dict(teacher=hashed, learner=_names(learner), callbacks=_names(cbs), **_settings(cbs))
     with claimed(run.path, run_config(table, recipe, **other), table, recipe, options, unusable):
         if teacher: hand_over(teacher, which, run, trainer)

@@ -15,7 +15,7 @@ from fastcore.foundation import L
 from fastcore.meta import delegates
 from fastai.callback.core import Callback, CancelValidException
 from fastai.callback.schedule import ParamScheduler # gives a `Learner` its `fit_one_cycle`
-from fastai.learner import AvgMetric, Learner, Metric
+from fastai.learner import Learner, Metric, mk_metric
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import set_seed
 from .metrics import SegMetric, seg_metrics
@@ -120,8 +120,13 @@ ADAMW = partial(OptimWrapper, opt=torch.optim.AdamW, fused=True) # the default o
 
 # %% ../nbs/18_training.ipynb #ba5af81a
 class SegLearner(Learner):
-    "A fastai `Learner` that knows the names of its network, and its class weights"
+    "A fastai `Learner` that knows the names of its network, and its class weights; metrics of others see masks alone"
     encoder, arch, class_weights, model_kwargs = '', '', None, None
+
+    @property
+    def metrics(self): return self._metrics
+    @metrics.setter
+    def metrics(self, v): self._metrics = L(v).map(lambda m: _of_mask(mk_metric(m)))
 
 def _model(dls, encoder, arch, pretrained, model_kwargs):
     "A network by names, or the user's own as a `SegModel`"
@@ -142,16 +147,14 @@ class _MaskOnly(GetAttr):
     def __init__(self, learn): self.learn, self.y, self.yb = learn, learn.yb[0], learn.yb[:1]
 
 class _OfMask(Metric):
-    "A metric of others, or a function of prediction and mask, that is not given what else a batch holds"
-    def __init__(self, metric): self.metric = metric if isinstance(metric, Metric) else AvgMetric(metric)
+    "A metric that is given prediction and mask; a `SegMetric` is given all that a batch holds"
+    def __init__(self, metric): self.metric = metric
     def reset(self): self.metric.reset()
     def accumulate(self, learn): self.metric.accumulate(_MaskOnly(learn))
     value = property(lambda self: self.metric.value)
     name = property(lambda self: self.metric.name)
 
-def _of_masks(kwargs):
-    metrics = L(kwargs['metrics']).map(lambda m: m if isinstance(m, SegMetric) else _OfMask(m))
-    return dict(kwargs, metrics=metrics)
+def _of_mask(m): return m if isinstance(m, (SegMetric, _OfMask)) else _OfMask(m)
 
 # %% ../nbs/18_training.ipynb #c9ffa1b6
 @delegates(Learner.__init__)
@@ -174,7 +177,7 @@ def seg_learner(
     defaults = dict(loss_func=SegLoss(weights, [s.weight for s in dls.streams]), metrics=seg_metrics(len(dls.space)),
                     opt_func=ADAMW, wd=.01, splitter=seg_splitter)
     cbs = [EpochSeed(dls.seed), FiniteLoss(), StepCount(), LogLines(), *L(cbs)]
-    learn = SegLearner(dls, model, lr=lr, cbs=cbs, **_of_masks({**defaults, **kwargs}))
+    learn = SegLearner(dls, model, lr=lr, cbs=cbs, **{**defaults, **kwargs})
     learn.encoder, learn.arch = (encoder, arch) if isinstance(encoder, str) else ('', '')
     learn.class_weights, learn.model_kwargs = _loss_weights(learn.loss_func), model_kwargs or {}
     return learn

@@ -212,10 +212,11 @@ def test_numbers_of_numpy_are_numbers():
     assert Recipe.from_dict(json.loads(json.dumps(r.validate().to_dict()))) == r
 
 
-def test_the_settings_of_callbacks_are_part_of_a_run(done, tmp_path):
-    train(done[0], tmp_path / 'run', arms=['teacher'], cbs=[CutMix(0.1)])
+@pytest.mark.parametrize('kind', [list, tuple])
+def test_the_settings_of_callbacks_are_part_of_a_run(kind, done, tmp_path):
+    train(done[0], tmp_path / 'run', arms=['teacher'], cbs=kind([CutMix(0.1)]))
     with pytest.raises(ValueError, match='callback_settings'):
-        train(done[0], tmp_path / 'run', cbs=[CutMix(0.9)])
+        train(done[0], tmp_path / 'run', cbs=kind([CutMix(0.9)]))
 
 
 def test_arms_have_the_same_crop_where_images_differ_in_size(tmp_path):

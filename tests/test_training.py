@@ -648,7 +648,7 @@ def test_metrics_that_are_functions_see_masks_alone(table, tmp_path):
     learn.export('x.pkl')  # functions of a module can be pickled, and stay so
 
 
-def test_metrics_of_fastai_see_masks_alone(table):
+def test_metrics_of_fastai_see_masks_alone(table, tmp_path):
     learn = seg_learner(loaders(table), NET, metrics=[DiceMulti(), foreground_acc, mIoU()])
     with learn.no_bar(), learn.no_logging():
         learn.fit(1)
@@ -657,6 +657,11 @@ def test_metrics_of_fastai_see_masks_alone(table):
     dice = [2 * float((p & t).sum() / (p.sum() + t.sum())) for p, t in of_class if t.any() or p.any()]
     assert learn.recorder.metric_names[3:6] == ['dice_multi', 'foreground_acc', 'miou']
     assert learn.recorder.values[-1][-3] == pytest.approx(sum(dice) / len(dice), abs=1e-5)
+    learn.metrics = [DiceMulti, mIoU]  # set later, and as classes
+    with learn.no_bar():
+        assert learn.validate()[1] == pytest.approx(sum(dice) / len(dice), abs=1e-5)
+    learn.path = tmp_path
+    learn.export('x.pkl')
 
 
 def test_a_loss_of_ones_own_has_its_own_class_weights(table):
