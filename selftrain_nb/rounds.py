@@ -95,7 +95,7 @@ def check_teacher(
                          'for both, table.white = … (--white)')
     n, more = trainer.recipe.teachers, [*run.path.glob('teacher/*/predictor.safetensors')]
     there = 1 + len(more) if arm == 'teacher' else 1
-    if there < n: raise ValueError(f'{run.path}: teachers={n}, and the networks of its {arm} are {there}: say teachers={there}')
+    if there < n: raise ValueError(f'{run.path}: {there} {arm} here, and teachers={n}: say teachers={there}')
     return run, arm, found.hash
 
 # %% ../nbs/99_rounds.ipynb #547ac885
