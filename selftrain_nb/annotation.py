@@ -189,7 +189,11 @@ def label_studio_tasks(
     def one(name):
         file = out/'SegmentationClass'/f'{os.path.splitext(name)[0]}.png'
         return brush_task(url + quote(name), read_mask(file, remap) if file.exists() else None, space)
-    write_json(out/'label_studio.json', [one(n) for n in image_files(out/'JPEGImages')])
+    with atomic_write(out/'label_studio.json') as tmp, open(tmp, 'w', encoding='utf-8', errors='surrogateescape') as f:
+        f.write('[')
+        for k, name in enumerate(image_files(out/'JPEGImages')):  # one task in memory at a time
+            f.write(',\n' * (k > 0) + json.dumps(one(name), ensure_ascii=False, separators=(',', ':')))
+        f.write(']\n')
     with atomic_write(out/'label_studio.xml') as tmp: tmp.write_text(brush_config(space), encoding='utf-8')
 
 # %% ../nbs/98_annotation.ipynb #a5e12857

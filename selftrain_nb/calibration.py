@@ -18,13 +18,14 @@ def pixel_sample(
     predictor, # `Predictor`, or what `Predictor.of` takes
     table, # `SegTable` with labels that the predictor was not trained on
     views=Views(), # `Views` to average
-    n=4096, # pixels of each image, drawn with a fixed seed
+    n=4096, # pixels of each image, drawn with a fixed seed; fewer of more than 256 images
     bs=8, # images in a batch
     col='label', # 'label', or 'truth' for hidden labels
     strict=False, # an unreadable file is an error; else it is left out, with a warning
 ): # (M, classes) float32 log probabilities, (M,) int64 true classes
     "Predictions of random labelled pixels, and their truth; ValueError when no pixel has a label"
     predictor, logps, truths = Predictor.of(predictor).check_space(table), [], []
+    n = min(n, max(64, 2**20 // max(1, len(table))))
     for batch in labelled_batches(table, bs, col, strict, predictor.white):
         rows, images, masks = zip(*batch)
         for i, p, mask in zip(rows, predictor.probabilities(list(images), views), masks):
@@ -102,7 +103,7 @@ def calibrate(
     predictor, # `Predictor`, or what `Predictor.of` takes
     table, # `SegTable` with labels that the predictor was not trained on
     views=Views(), # `Views` to average: those with which it will be used
-    n=4096, # pixels of each image
+    n=4096, # pixels of each image, see `pixel_sample`
     bs=8, # images in a batch
     col='label', # 'label', or 'truth' for hidden labels
     strict=False, # an unreadable file is an error; else it is left out, with a warning

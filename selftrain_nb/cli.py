@@ -315,14 +315,20 @@ def label(argv=None):
     _after_label(args.out, looks.overlay)
 
 # %% ../nbs/48_cli.ipynb #1144d3d1
+def _write_overlays(out):
+    "Pictures of all labels; anew only where labels came after them"
+    from selftrain_nb.pseudo import PseudoStore
+    pictures, half, done = (Path(out)/n for n in ('overlay', '.overlay', 'stats.npz'))
+    if not done.exists(): return print('overlays: not yet; the process that ends last writes them')
+    if not pictures.exists() or pictures.stat().st_mtime < done.stat().st_mtime:
+        for folder in (half, pictures): shutil.rmtree(folder, ignore_errors=True)
+        PseudoStore.open(out).export(half, overlay=True)
+        half.rename(pictures)
+    print(f'overlays: {pictures}')
+
 def _after_label(out, overlay):
     "Overlays, and the images that could not be read"
-    from selftrain_nb.pseudo import PseudoStore
-    pictures = Path(out)/'overlay'
-    if overlay:
-        shutil.rmtree(pictures, ignore_errors=True)  # of labels that were there before
-        PseudoStore.open(out).export(pictures, overlay=True)
-        print(f'overlays: {pictures}')
+    if overlay: _write_overlays(out)
     if not (file := Path(out)/'unreadable.csv').exists(): return
     bad = pd.read_csv(file, dtype=str, keep_default_na=False, encoding_errors='surrogateescape')
     for r in bad.head(20).itertuples(): print(f'{r.image}: {r.problem}', file=sys.stderr)

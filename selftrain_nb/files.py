@@ -147,11 +147,15 @@ def folder_lock(
 
 # %% ../nbs/80_files.ipynb #9014e1df
 _ENDS = 1 << 16  # bytes of each end of a file that are looked at
+_PLAIN = '.bmp', '.pbm', '.pgm', '.pnm', '.ppm', '.tif', '.tiff'  # as a rule not compressed
 
 def _digest(path, size):
-    "16 hex digits of the size and of both ends of a file"
+    "16 hex digits of the size and of both ends of a file, or of all bytes"
     h = blake2b(str(size).encode(), digest_size=8)
     with open(path, 'rb') as f:
+        if str(path).lower().endswith(_PLAIN):
+            while block := f.read(1 << 20): h.update(block)
+            return h.hexdigest()
         h.update(f.read(_ENDS))
         if size > _ENDS:
             f.seek(max(_ENDS, size - _ENDS))

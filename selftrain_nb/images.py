@@ -7,7 +7,7 @@ __all__ = ['opened', 'orientation', 'turn_needed', 'turn_upright', 'page_count',
            'fit_size', 'resize']
 
 # %% ../nbs/81_images.ipynb #5a5e8b94
-import sys, warnings
+import errno, sys, warnings
 import numpy as np
 from contextlib import contextmanager
 from PIL import Image
@@ -22,12 +22,14 @@ def _read_heic(path):
         return ''
     except ImportError: return '; such files need the package pillow-heif'
 
+_MACHINE = errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT
+
 @contextmanager
 def opened(
     path, # file
     what='image', # 'image' or 'label', for the message
 ): # an image that Pillow has opened
-    "Open a file; whatever goes wrong, then or in the block, is an error that names the file"
+    "Open a file; OSError that names it when it is unreadable, then or in the block, RuntimeError where the machine is"
     hint = _read_heic(path)
     try:
         with Image.open(path) as im:
@@ -35,6 +37,9 @@ def opened(
             yield im
     except FileNotFoundError: raise FileNotFoundError(f'{path}: no such {what}') from None
     except Exception as e:
+        if isinstance(e, MemoryError) or getattr(e, 'errno', None) in _MACHINE:
+            told = f'{path}: cannot be read now ({str(e) or "no memory"}); the file may be sound: the same call goes on'
+            raise RuntimeError(told) from e
         if str(e).startswith(f'{path}:'): raise
         kind, said = 'an image' if what == 'image' else 'a label', str(e) or type(e).__name__
         raise OSError(f'{path}: cannot be read as {kind} ({said}{hint}); replace or remove the file') from e

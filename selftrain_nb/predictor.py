@@ -7,6 +7,7 @@ __all__ = ['Predictor', 'size_groups', 'size_batches']
 
 # %% ../nbs/22_predictor.ipynb #7d16ff3a
 import hashlib, json, os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 import numpy as np, torch, torch.nn as nn
@@ -73,7 +74,7 @@ def size_batches(
     def size(path):
         try: return image_size(path)
         except (OSError, ValueError): return path
-    return size_groups(map(size, table.df.image), bs)
+    with ThreadPoolExecutor(8) as pool: return size_groups(pool.map(size, table.df.image), bs)
 
 # %% ../nbs/22_predictor.ipynb #93fef7ad
 def _given(x):

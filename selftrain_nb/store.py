@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['label_names', 'append_lines', 'read_manifest', 'settle', 'Done', 'read_done', 'changed_images', 'moved_images',
-           'count_pixels', 'image_entry', 'stat_columns', 'pseudo_table', 'marked_in', 'pseudo_rows', 'PseudoStore',
-           'write_space', 'write_masks']
+           'count_pixels', 'image_entry', 'name_columns', 'stat_columns', 'pseudo_table', 'marked_in', 'pseudo_rows',
+           'PseudoStore', 'write_space', 'write_masks']
 
 # %% ../nbs/92_store.ipynb #d852bbe0
 import json, os, posixpath
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 import numpy as np
 from PIL import Image
+from filelock import FileLock
 from fastcore.basics import patch
 from .files import *
 from .labels import *
@@ -175,6 +176,13 @@ def image_entry(
                 counts=counts.tolist(), hist=hist.tolist())
 
 # %% ../nbs/92_store.ipynb #11e2b807
+def name_columns(
+    names, # of images
+) -> dict: # {column: array}
+    "Names as arrays: the bytes of all of them, and where each ends"
+    text = [k.encode('utf-8', 'surrogateescape') for k in names]
+    return dict(names=np.frombuffer(b''.join(text), np.uint8), ends=np.cumsum([0, *map(len, text)]))
+
 _COLUMNS = dict(size=(np.int32, 2), conf=(np.float32,), agree=(np.float32,), counts=(np.int32, 0), hist=(np.int32, 16))
 
 def stat_columns(
@@ -182,13 +190,13 @@ def stat_columns(
     names, # of the images
     n, # classes
 ) -> dict: # {column: array}
-    "The entries of some images as arrays, in the order of `names`; the names as bytes, and where each of them ends"
-    text, at = [k.encode('utf-8', 'surrogateescape') for k in names], {k: i for i, k in enumerate(names)}
+    "The entries of some images as arrays, in the order of `names`, see `name_columns`"
+    at = {k: i for i, k in enumerate(names)}
     cols = {k: np.zeros((len(names), *(d or n for d in shape)), dtype) for k, (dtype, *shape) in _COLUMNS.items()}
     for _, e in _lines(out):
         if (i := at.get(e['name'])) is None or 'sig' not in e: continue
         for k, a in cols.items(): a[i] = np.nan if e[k] is None else e[k]
-    return dict(names=np.frombuffer(b''.join(text), np.uint8), ends=np.cumsum([0, *map(len, text)]), **cols)
+    return dict(name_columns(names), **cols)
 
 # %% ../nbs/92_store.ipynb #c9c2f891
 def pseudo_table(
@@ -288,7 +296,8 @@ def mark(self:PseudoStore,
 ):
     "Mark images as bad: no table to come has them, so no training either; their labels stay"
     names = {i if isinstance(i, str) else self.name(i) for i in images}
-    write_json(self.path/'bad.json', sorted({*self.marked} | names if bad else {*self.marked} - names))
+    with FileLock(self.path/'.bad.lock', timeout=60):  # somebody else may be marking, too
+        write_json(self.path/'bad.json', sorted({*self.marked} | names if bad else {*self.marked} - names))
 
 # %% ../nbs/92_store.ipynb #1c902058
 def write_space(

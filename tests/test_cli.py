@@ -290,6 +290,16 @@ def test_strict_is_no_layout(tmp_path):
     with pytest.raises(ValueError, match='CamVid: 3 of 7 images'):
         cli.open_data(folder(tmp_path/'camvid'), layout=cli.Layout(strict=True))
 
+def test_the_last_of_several_processes_writes_the_overlays(done, tmp_path, say):
+    data, home = done
+    (tmp_path/'images').mkdir()
+    for i in range(9): photo(i).save(tmp_path/f'images/{i}.png')
+    for rank in range(2):
+        said = say('label', home/'runs/seed0', tmp_path/'images', tmp_path/'out', '--overlay', '--shard', f'{rank},2')
+        assert said.status == 0 and ('not yet' in said.out) == (rank == 0)
+    assert len([*(tmp_path/'out/overlay').glob('*.jpg')]) == 9
+
+
 def test_labels_can_be_looked_at_and_read_back(done, tmp_path, say):
     data, home = done
     q = tmp_path/'q'
@@ -300,6 +310,9 @@ def test_labels_can_be_looked_at_and_read_back(done, tmp_path, say):
     photo(3).save(q/'images/IMG_3.JPG', format='JPEG')
     said = say('label', home/'runs/seed0', q/'images', q/'out', '--overlay')
     assert said.status == 0 and len([*(q/'out/overlay').rglob('*.jpg')]) == 4
+    times = {p: p.stat().st_mtime_ns for p in (q/'out/overlay').rglob('*.jpg')}
+    say('label', home/'runs/seed0', q/'images', q/'out', '--overlay')
+    assert times == {p: p.stat().st_mtime_ns for p in (q/'out/overlay').rglob('*.jpg')}
     (q/'out'/'labels').rename(q/'labels')
     for f in ('codes.txt', 'meta.json'):
         if (q/'out'/f).exists(): (q/'out'/f).rename(q/f)

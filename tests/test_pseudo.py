@@ -235,6 +235,23 @@ def test_more_images(mine, teacher):
     assert len(store) == 6 and (store.stats['class_hist'] == brute_hist(store)).all()
 
 
+@pytest.mark.parametrize('k', range(5, 9))
+def test_a_store_that_opens_is_whole(mine, k):
+    "Also when other images were labelled, and that was stopped at its end"
+    (aside := mine / 'aside').mkdir()
+    for name in ('0000_0.png', '0000_1.png'):
+        (mine / 'images' / name).rename(aside / name)
+    label(mine, mine / 'p')
+    for file in aside.iterdir():
+        file.rename(mine / 'images' / file.name)
+    children.stopped_at(f'write.replace:{k}', label_in_child, mine, mine / 'p', {})
+    with pytest.raises(ValueError, match='not finished'):
+        PseudoStore.open(mine / 'p')
+    label(mine, mine / 'p')
+    store = PseudoStore.open(mine / 'p')
+    assert len(store) == len(store.table) == N and (store.stats['class_hist'] == brute_hist(store)).all()
+
+
 def test_an_image_changed_in_place_is_named_and_labelled_anew(mine):
     label(mine, mine / 'p', index=True)
     before, old = times(mine / 'p'), contents(mine / 'p')

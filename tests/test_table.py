@@ -1,6 +1,6 @@
 "Tables: what is hidden, held out, added, counted, checked, stored, and recognised again."
 
-import json, os, pickle, shutil, warnings
+import errno, json, os, pickle, shutil, warnings
 from pathlib import Path
 
 import numpy as np, pytest
@@ -10,6 +10,8 @@ from selftrain_nb.check import check_table
 from selftrain_nb.files import Signatures, read_json
 from selftrain_nb.labels import VOID, LabelSpace, Remap
 from selftrain_nb.mapping import Mapping
+from selftrain_nb.scenes import scenes
+from selftrain_nb.streams import Stream, seg_dls
 from selftrain_nb.table import SegTable, table_id, valid_classes
 
 SPACE = LabelSpace(['road', 'sky', 'car'])
@@ -565,3 +567,15 @@ def test_labels_changed_in_place_are_noticed(tmp_path, table):
     for p in (few.real.df.label.iloc[0], few.unlabelled.df.truth.iloc[0]):
         save(Path(p), 1 - half())
     assert len(sigs.changed(few.files())) == 2
+
+
+@pytest.mark.parametrize('fault', [OSError(errno.EMFILE, 'Too many open files'), MemoryError()])
+def test_a_fault_of_the_machine_is_not_the_files(fault, monkeypatch):
+    "Otherwise sound images would be left out of a run, for good"
+    def fail(*args): raise fault
+
+    t = scenes(n=4, n_val=1, n_test=0, size=(32, 64))
+    monkeypatch.setattr(Image, 'open', fail)
+    for call in (t.check, lambda: seg_dls(Stream(t), crop=(32, 32), bs=2)):
+        with pytest.raises(RuntimeError, match='cannot be read now'):
+            call()
