@@ -26,7 +26,7 @@ from .views import *
 from .predict import *
 from .recipe import *
 from fastai.callback.core import Callback
-from fastai.torch_core import default_device
+from fastai.torch_core import default_device, set_seed
 
 # %% ../nbs/27_arms.ipynb #fb8b2713
 ARMS = 'teacher', 'student', 'control', 'online', 'full'
@@ -121,6 +121,7 @@ def learn(self:Trainer, arm):
     "A learner of an arm, with the weights that it starts from"
     r, dls = self.recipe, self.dls(arm)
     if self.learner:
+        set_seed(r.seed)
         learn = self.learner(dls, r, arm)
         needed = EpochSeed(r.seed), FiniteLoss(), StepCount()
         learn.add_cbs([cb for cb in needed if not hasattr(learn, cb.name)])
@@ -162,7 +163,8 @@ class ImageCount(Callback):
         self.counts = [torch.zeros(len(s.rows), dtype=torch.long) for s in self.streams]
 
     def after_train(self):
-        for count, rows in zip(self.counts, self.learn.dl.shown(self.epoch)):
+        epoch = self.epoch + getattr(self.learn, 'epochs_before', 0)
+        for count, rows in zip(self.counts, self.learn.dl.shown(epoch)):
             count += torch.bincount(torch.from_numpy(rows), minlength=len(count))
 
     def state_dict(self): return {str(k): c for k, c in enumerate(self.counts)}

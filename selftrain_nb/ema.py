@@ -133,7 +133,8 @@ def before_batch(self:MeanTeacher):
     batch[1][at] = self.label(seen).to(batch[1].dtype)
     batch = [torch.cat([t, t[again]]).as_subclass(type(t)) for t in batch]
     self.at = torch.cat([at, torch.arange(len(of), len(batch[0]), device=at.device)])
-    rng = np.random.default_rng((self.dls.seed, self.epoch, self.iter * world + rank, 3))
+    epoch = self.epoch + getattr(self.learn, 'epochs_before', 0)
+    rng = np.random.default_rng((self.dls.seed, epoch, self.iter * world + rank, 3))
     batch[0][self.at] = self.augment.photometric(seen.repeat(self.views, 1, 1, 1), rng)
     self.learn.xb, self.learn.yb = tuple(batch[:1]), tuple(batch[1:])
 

@@ -162,6 +162,7 @@ def _digest(path, size):
             h.update(f.read())
     return h.hexdigest()
 
+# %% ../nbs/80_files.ipynb #s9014e1d
 def file_signature(
     path, # file
 ) -> list: # size in bytes, time of change in ns, digest

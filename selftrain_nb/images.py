@@ -22,6 +22,7 @@ def _read_heic(path):
         return ''
     except ImportError: return '; such files need the package pillow-heif'
 
+# %% ../nbs/81_images.ipynb #s012f25e
 _MACHINE = errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT
 
 @contextmanager

@@ -52,6 +52,8 @@ def forward(self:SegLoss,
 ): # scalar, or (B, H, W) if not reduced
     "The loss of a batch; TypeError for a tensor of another type"
     if any(b.device != pred.device for b in self.buffers()): self.to(pred.device)
+    n = pred.shape[1] if self.weight is None else len(self.weight)
+    if pred.shape[1] != n: raise ValueError(f'the network gives {pred.shape[1]} channels, and there are {n} classes')
     given = {type(m): m.as_subclass(torch.Tensor) for m in more}
     if other := [t.__name__ for t in given if t not in TYPES]:
         raise TypeError(f'SegLoss cannot use a {other[0]}; it knows {", ".join(t.__name__ for t in TYPES)}')

@@ -118,7 +118,8 @@ def before_batch(self:Mix):
     batch = *self.xb, *self.yb
     self.check(batch)
     rank, world = self.plan.shard if self.plan else (0, 1)
-    key = getattr(self.dls, 'seed', 0), self.epoch, self.iter * world + rank, 2, self.number
+    epoch = self.epoch + getattr(self.learn, 'epochs_before', 0)
+    key = getattr(self.dls, 'seed', 0), epoch, self.iter * world + rank, 2, self.number
     rng, device = np.random.default_rng(key), batch[0].device
     partner, chosen = [t.to(device) for t in self.pairs(batch, rng)]
     area = self.area(batch, partner, rng).to(device) & chosen[:, None, None]

@@ -20,6 +20,7 @@ from .views import *
 from .outputs import *
 from .predictor import *
 from fastai.learner import Learner
+from fastai.vision.augment import Resize
 from fastcore.basics import nested_attr, patch
 
 _all_ = ['Views', 'AdjustedModel', 'RemappedModel', 'TemperedModel', 'EnsembleModel', 'Predictor', 'size_batches']
@@ -142,11 +143,20 @@ def tempered(self:Predictor,
 
 # %% ../nbs/23_predict.ipynb #745928b9
 def _with_statistics(model, dls):
-    "A network that normalises with the statistics of the DataLoaders, if they normalise"
+    "A network that normalises with the statistics of the DataLoaders, if they normalise, and with its own"
     t = next((t for t in getattr(dls, 'after_batch', ()) if type(t).__name__ == 'Normalize'), None)
-    mean, std = ([0.] * 3, [1.] * 3) if t is None else (t.mean.flatten().tolist(), t.std.flatten().tolist())
-    return SegModel(model, mean, std, multiple=1)
+    if t is None: return model if isinstance(model, SegModel) else SegModel(model, (0.,) * 3, (1.,) * 3, multiple=1)
+    mean, std = (v.flatten().cpu() for v in (t.mean, t.std))
+    if not isinstance(model, SegModel): return SegModel(model, mean.tolist(), std.tolist(), multiple=1)
+    m, s = (torch.as_tensor(v).flatten().cpu() for v in (model.mean, model.std))
+    return SegModel(model.net, (mean + std * m).tolist(), (std * s).tolist(), model.multiple, model.bf16)
 
+def _resized_to(dls):
+    "(height, width) to which the DataLoaders of fastai resize, if they do"
+    t = next((t for t in getattr(dls, 'after_item', ()) if isinstance(t, Resize)), None)
+    return t and tuple(t.size[::-1])
+
+# %% ../nbs/23_predict.ipynb #s745928b
 def _vocab(dls):
     "The class names in DataLoaders of fastai"
     for where in ('vocab', 'train.after_item.vocab'):
@@ -157,7 +167,9 @@ def _from_learner(learn):
     "The predictor of a fastai learner"
     dls, own, model = learn.dls, vars(learn), learn.model
     space = getattr(dls, 'space', None)
-    if space is None: return Predictor(_with_statistics(model, dls).to(device_of(model)), LabelSpace(_vocab(dls)))
+    normalises = any(type(t).__name__ == 'Normalize' for t in getattr(dls, 'after_batch', ()))
+    if normalises or space is None: model = _with_statistics(model, dls).to(device_of(model))
+    if space is None: return Predictor(model, LabelSpace(_vocab(dls)), _resized_to(dls))
     weights = own.get('class_weights')
     if weights is None and 'class_weights' in own: weights = torch.ones(len(space))  # trained without
     name = own.get('encoder') if isinstance(own.get('encoder'), str) else ''

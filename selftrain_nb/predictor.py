@@ -54,7 +54,9 @@ def probabilities(self:Predictor,
     "Class probabilities; in half precision on a GPU"
     sizes = sorted({(im.height, im.width) for im in images})
     if len(sizes) != 1: raise ValueError(f'images of one size are needed, not {sizes or "none"}; `predict` takes any')
-    return model_probabilities(self.model, images, self.size, views)
+    p = model_probabilities(self.model, images, self.size, views)
+    if p.shape[1] == len(self.space): return p
+    raise ValueError(f'the network gives {p.shape[1]} channels, and there are {len(self.space)} classes')
 
 # %% ../nbs/22_predictor.ipynb #ef80b0bb
 def size_groups(
@@ -221,8 +223,9 @@ def copy_weights(self:Predictor,
     model, # `nn.Module` of the same architecture
 ): # the module
     "Copy the weights into another network; ValueError if they do not fit"
-    state = self.network.state_dict()
-    try: model.load_state_dict(state)
+    net = self.network
+    inner = isinstance(net, SegModel) and not isinstance(model, SegModel)  # its DataLoaders normalise
+    try: model.load_state_dict((net.net if inner else net).state_dict())
     except RuntimeError as e: raise ValueError(f'the weights are of another network: {_short(e)}') from e
     return model
 

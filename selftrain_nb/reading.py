@@ -37,8 +37,8 @@ class Item:
 
 # %% ../nbs/88_reading.ipynb #e187e6b7
 class ReadImage(Transform):
-    "The image of an `Item`, of a file, or a PIL image or array, as RGB at working size"
-    input_types = Item, Path, str, Image.Image, np.ndarray
+    "The image of an `Item`, of a file, or a PIL image, bytes, array or tensor of 8 bits, as RGB at working size"
+    input_types = Item, Path, str, Image.Image, np.ndarray, bytes, torch.Tensor
     def __init__(self, size=None): # see `fit_size`
         super().__init__()
         self.size, self.table = size, None
@@ -48,9 +48,18 @@ class ReadImage(Transform):
     def encodes(self, o):
         if isinstance(o, Item): im = o.table.image(o.row)
         elif isinstance(o, (str, Path)): im = read_image(o, self.table and self.table.white)
-        else: im = (Image.fromarray(o) if isinstance(o, np.ndarray) else o).convert('RGB')
+        else: im = _eight_bit(o).convert('RGB')
         return PILImage.create(resize(im, self.size, Image.BILINEAR))
 
+def _eight_bit(o):
+    "A PIL image of what is no file; ValueError unless it has 8 bits"
+    dtype = getattr(o, 'dtype', np.uint8)
+    im = None if dtype not in (np.uint8, bool, torch.uint8) else o if isinstance(o, Image.Image) else PILImage.create(o)
+    if im is None or im.mode.startswith(('I', 'F')):
+        raise ValueError(f'an image of {dtype if im is None else im.mode}: give its file, or 8-bit values')
+    return im
+
+# %% ../nbs/88_reading.ipynb #se187e6b
 class ReadMask(Transform):
     "The mask of an `Item` at working size, all void where there is no label; ValueError if it does not fit its image"
     input_types = Item
@@ -151,8 +160,9 @@ class SegDL(TfmdDL):
     def __init__(self, dataset=None,
         space=None, # `LabelSpace`, for pictures
         strict=False, # a file that cannot be read is an error
+        size=None, # working size of the images, see `fit_size`
         **kwargs):
-        self.space, self.strict, self.epoch, self._inside = space, strict, 0, False
+        self.space, self.strict, self.size, self.epoch, self._inside = space, strict, size, 0, False
         self.state = torch.zeros(len(dataset), dtype=torch.uint8) # of each item: 0 not read, 1 read, 2 cannot be read
         self.state.told = 0 # items that were warned of
         super().__init__(dataset, **kwargs)
@@ -160,7 +170,7 @@ class SegDL(TfmdDL):
 
     def new(self, dataset=None, cls=None, **kwargs):
         "A copy with some arguments changed"
-        dl = super().new(dataset, cls, **{**dict(space=self.space, strict=self.strict), **kwargs})
+        dl = super().new(dataset, cls, **{**dict(space=self.space, strict=self.strict, size=self.size), **kwargs})
         if dl.dataset is self.dataset: dl.state, dl.epoch = self.state, self.epoch
         return dl
 
@@ -279,7 +289,7 @@ def seg_block(
     readers = [ReadMask(size), *[ReadConfidence(k, size) for k in kinds], ReadStream()]
     if classes: readers.append(ReadClasses())
     image = ImageBlock()
-    image.dls_kwargs = dict(before_batch=pad_to_largest, space=space)
+    image.dls_kwargs = dict(before_batch=pad_to_largest, space=space, size=size)
     blocks = image, MaskBlock(list(space.names)), *[TransformBlock] * (len(readers) - 1)
     how = dict(get_items=lambda source: _items(source, kinds[0] if kinds else 'hard', classes), splitter=_by_split)
     return DataBlock(blocks, dl_type=SegDL, n_inp=1, get_x=ReadImage(size), get_y=readers, **how)
@@ -329,6 +339,7 @@ def show_results(self:SegDL,
     "Draw image, truth and prediction side by side"
     x, y, *_ = self.decode(b)
     out = out if isinstance(out, torch.Tensor) else out[0]
+    if out.ndim == 4: out = out.argmax(1)  # of a loss that decodes nothing
     axs = self._grid(3 * min(max_n, len(x)), 3)
     for row, im, mask, pred in zip(axs, x, y, out):
         for ax, m, title in zip(row, (None, mask, pred), ('image', 'truth', 'prediction')):

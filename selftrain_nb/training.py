@@ -7,13 +7,14 @@ __all__ = ['ADAMW', 'DivergedError', 'FiniteLoss', 'EpochSeed', 'StepCount', 'Va
            'Checkpoint', 'EMA', 'LogLines', 'OneLineError', 'OtherRunError', 'opt_state', 'set_opt_state']
 
 # %% ../nbs/18_training.ipynb #475a601b
-import math
+import inspect, math
 from functools import partial
 import numpy as np, torch
 from fastcore.basics import GetAttr, patch
 from fastcore.foundation import L
 from fastcore.meta import delegates
 from fastai.callback.core import Callback, CancelValidException
+from fastai.callback.tracker import TrackerCallback
 from fastai.callback.schedule import ParamScheduler # gives a `Learner` its `fit_one_cycle`
 from fastai.learner import Learner, Metric, mk_metric
 from fastai.optimizer import OptimWrapper
@@ -54,15 +55,23 @@ class FiniteLoss(Callback):
 
 # %% ../nbs/18_training.ipynb #ae99c6b8
 class EpochSeed(Callback):
-    "Each epoch draws its batches, dropout and noise from (seed, epoch) alone"
+    "Each epoch draws its batches, dropout and noise from (seed, epoch) alone; a second fit goes on counting"
     order, run_valid = -5, False
     def __init__(self,
         seed=0, # of the training
-    ): self.seed = seed
+    ): self.seed, self._on = seed, False
+
+    @property
+    def drawn_epoch(self): return self.epoch + getattr(self.learn, 'epochs_before', 0)
+
+    def before_fit(self): self._on = False
+    def begin_fit(self): self._on = True
+    def after_fit(self):
+        if self._on: self.learn.epochs_before = getattr(self.learn, 'epochs_before', 0) + self.n_epoch
 
     def before_train(self):
-        set_seed(int(np.random.SeedSequence([self.seed, self.epoch]).generate_state(1)[0]))
-        if hasattr(self.dls.train, 'epoch'): self.dls.train.epoch = self.epoch
+        set_seed(int(np.random.SeedSequence([self.seed, self.drawn_epoch]).generate_state(1)[0]))
+        if hasattr(self.dls.train, 'epoch'): self.dls.train.epoch = self.drawn_epoch
 
 # %% ../nbs/18_training.ipynb #3cd9b450
 class StepCount(Callback):
@@ -102,9 +111,9 @@ class ValidEvery(Callback):
     order = 51
     def __init__(self,
         k=1, # epochs from one validation to the next
-    ): self.k, self._trained, self._skipped = k, False, False
+    ): self.k, self._trained, self._skipped, self._held = k, False, False, []
 
-    def before_fit(self): self._trained = self._skipped = False
+    def before_fit(self): self._trained, self._skipped, self._held = False, False, []
     def before_train(self): self._trained = True
     def before_validate(self):
         done = self.epoch + 1 if self._trained else self.k
@@ -112,8 +121,15 @@ class ValidEvery(Callback):
         if self._skipped: raise CancelValidException()
 
     def after_validate(self):
-        if self._skipped: self.recorder.log += [math.nan] * (1 + len(self.metrics))
+        if self._skipped:
+            self.recorder.log += [math.nan] * (1 + len(self.metrics))
+            trackers = [cb for cb in self.learn.cbs if isinstance(cb, TrackerCallback) and cb.run]
+            self._held = [cb for cb in trackers if not getattr(cb, 'every_epoch', False)]
+            for cb in self._held: cb.run = False  # no score, so no epoch without a gain
         self._skipped = False
+
+    def before_epoch(self):
+        while self._held: self._held.pop().run = True
 
 # %% ../nbs/18_training.ipynb #dea2ac41
 ADAMW = partial(OptimWrapper, opt=torch.optim.AdamW, fused=True) # the default optimiser
@@ -156,6 +172,32 @@ class _OfMask(Metric):
 
 def _of_mask(m): return m if isinstance(m, (SegMetric, _OfMask)) else _OfMask(m)
 
+# %% ../nbs/18_training.ipynb #c0ffee1a
+class _MaskLoss(GetAttr):
+    "A loss of prediction and mask, in a batch that also says which stream a sample is of"
+    _default = 'loss'
+    def __init__(self, loss): self.loss = loss
+    def __call__(self, pred, mask, *more, **kwargs):
+        other = [type(t).__name__ for t in more if not isinstance(t, TensorStream)]
+        if other: raise TypeError(f'{self.loss} cannot use a {other[0]}: use SegLoss, or a function of all')
+        return self.loss(pred, mask, **kwargs)
+
+    def activation(self, out): return getattr(self.loss, 'activation', partial(torch.softmax, dim=1))(out)
+    def decodes(self, out): return getattr(self.loss, 'decodes', partial(torch.argmax, dim=1))(out)
+    @property
+    def reduction(self): return self.loss.reduction
+    @reduction.setter
+    def reduction(self, v): self.loss.reduction = v
+
+# %% ../nbs/18_training.ipynb #sc0ffee1
+def _of_pair(loss):
+    "A loss as it is where it takes more than prediction and mask; else one that is given these two"
+    function = inspect.isroutine(loss) or isinstance(loss, partial)
+    called = loss if function else getattr(loss, 'forward', None) or loss.__call__
+    try: inspect.signature(called).bind(*'123')
+    except TypeError: return _MaskLoss(loss)
+    return loss
+
 # %% ../nbs/18_training.ipynb #c9ffa1b6
 @delegates(Learner.__init__)
 def seg_learner(
@@ -177,6 +219,7 @@ def seg_learner(
     defaults = dict(loss_func=SegLoss(weights, [s.weight for s in dls.streams]), metrics=seg_metrics(len(dls.space)),
                     opt_func=ADAMW, wd=.01, splitter=seg_splitter)
     cbs = [EpochSeed(dls.seed), FiniteLoss(), StepCount(), LogLines(), *L(cbs)]
+    if 'loss_func' in kwargs: kwargs['loss_func'] = _of_pair(kwargs['loss_func'])
     learn = SegLearner(dls, model, lr=lr, cbs=cbs, **{**defaults, **kwargs})
     learn.encoder, learn.arch = (encoder, arch) if isinstance(encoder, str) else ('', '')
     learn.class_weights, learn.model_kwargs = _loss_weights(learn.loss_func), model_kwargs or {}

@@ -685,7 +685,7 @@ def test_what_is_no_network():
 
 def test_a_plain_fastai_learner(tmp_path):
     "Its classes and its normalisation come from its DataLoaders"
-    from fastai.vision.all import DataBlock, ImageBlock, Learner, MaskBlock, Normalize
+    from fastai.vision.all import DataBlock, ImageBlock, Learner, MaskBlock, Normalize, Resize
 
     t = data(tmp_path)
     for f in t.df.label:
@@ -699,6 +699,8 @@ def test_a_plain_fastai_learner(tmp_path):
     dls = block.dataloaders(range(4), bs=2, num_workers=0, device='cpu')
     learn = Learner(dls, local(), loss_func=nn.CrossEntropyLoss())
     p = Predictor.of(learn)
+    small = block.new(item_tfms=Resize((10, 16))).dataloaders(range(4), bs=2, num_workers=0, device='cpu')
+    assert Predictor.of(Learner(small, local(), loss_func=nn.CrossEntropyLoss())).size == (10, 16)
     assert p.space.names == SPACE.names and p.size is None and p.class_weights is None
     with learn.no_bar():
         logits = learn.get_preds(dl=dls.test_dl(list(range(4))), act=lambda x: x)[0]

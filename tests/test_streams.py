@@ -5,14 +5,18 @@ from dataclasses import replace
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
 from PIL import Image
-from fastai.vision.all import Interpretation, Learner, TensorImage, TensorMask, load_learner, nn
+from fastai.vision.all import Interpretation, Learner, Normalize, TensorImage, TensorMask, load_learner, nn
 from selftrain_nb.augment import *
 from selftrain_nb.centroids import *
 from selftrain_nb.labels import *
+from selftrain_nb.losses import SegLoss
+from selftrain_nb.models import seg_model
+from selftrain_nb.predict import Predictor, Views
 from selftrain_nb.reading import *
 from selftrain_nb.scenes import scenes
 from selftrain_nb.streams import *
 from selftrain_nb.table import *
+from selftrain_nb.training import seg_learner
 
 N, H, W = 4, 32, 48
 SPACE = LabelSpace([f'c{i}' for i in range(N)])
@@ -708,3 +712,45 @@ def test_images_that_are_held_out_are_refused_however_the_split_is_named(tmp_pat
     for split in ('train', ['train'], ('train',)):
         with pytest.raises(ValueError, match='are for validation or test'):
             seg_dls(Stream(few), Stream(other, split=split), crop=(16, 16), bs=1)
+
+
+@pytest.mark.parametrize('size', [None, 48, (24, 48)])
+def test_a_predictor_of_an_exported_learner_is_the_same(data, tmp_path, size):
+    table = data[0]
+    dls = seg_dls(Stream(table, n=4), crop=(16, 16), bs=2, size=size)
+    block = seg_block(table.space, size=size).dataloaders(table, bs=2, num_workers=0)
+    for k, d in enumerate((dls, block)):
+        learn = Learner(d, seg_model(len(table.space), 'test_byobnet'), SegLoss())
+        learn.export(tmp_path / 'x.pkl')
+        before, after = (Predictor.of(o) for o in (learn, load_learner(tmp_path / 'x.pkl')))
+        assert before.size == after.size == size and before.white == after.white == table.white
+        assert before.hash == after.hash
+
+
+def test_normalisation_of_the_loaders_counts(data):
+    "As `unet_learner` adds it"
+    table = data[0]
+    dls = seg_dls(Stream(table, n=4), crop=(16, 16), bs=2, size=(32, 64))
+    dls.add_tfms([Normalize.from_stats((0.5, 0.4, 0.3), (0.2, 0.3, 0.4), cuda=False)], 'after_batch')
+    for net in (seg_model(len(table.space), 'test_byobnet'), nn.Conv2d(3, len(table.space), 3, padding=1)):
+        learn = Learner(dls, net, SegLoss())
+        with learn.no_bar():
+            probs, predictor = learn.get_preds()[0], Predictor.of(learn)
+        rows = [i for i in range(len(table.val.real))]
+        images = [table.val.real.image(i).resize((64, 32), Image.BILINEAR) for i in rows]
+        found = predictor.probabilities(images, Views(flip=False)).cpu()
+        assert torch.allclose(probs, found, atol=1e-3)
+        predictor.copy_weights(net)
+
+
+@pytest.mark.parametrize('how', ['bytes', 'array', 'tensor', 'TensorImage'])
+def test_predict_uses_the_working_size_for_whatever_it_is_given(data, how):
+    table = data[0]
+    learn = seg_learner(seg_dls(Stream(table, n=4), crop=(16, 16), bs=2, size=(16, 32)), 'test_byobnet')
+    a = np.array(table.image(0))
+    x = dict(bytes=lambda: Path(table.df.image.iloc[0]).read_bytes(), array=lambda: a, tensor=lambda: torch.tensor(a),
+             TensorImage=lambda: TensorImage(torch.tensor(a).permute(2, 0, 1)))[how]()
+    with learn.no_bar():
+        assert learn.predict(x)[1].shape == (16, 32)
+        with pytest.raises(OSError, match='8-bit values'):
+            learn.predict(a.astype(np.uint16)[..., 0])

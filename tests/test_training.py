@@ -3,19 +3,22 @@
 import math, re
 from functools import partial
 
-import pandas as pd, pytest, torch
+import numpy as np, pandas as pd, pytest, torch
 import torch.nn as nn, torch.nn.functional as F
 from fastai.callback.core import Callback, CancelBatchException, CancelStepException
+from fastai.callback.tracker import EarlyStoppingCallback
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from fastai.interpret import Interpretation
 from fastai.learner import Learner
+from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import DiceMulti, foreground_acc
 from fastai.optimizer import SGD, Adam, OptimWrapper
 
 import children
 from selftrain_nb.augment import strong
 from selftrain_nb.crops import CropSchedule
+from selftrain_nb.labels import VOID
 from selftrain_nb.losses import SegLoss
 from selftrain_nb.metrics import mIoU
 from selftrain_nb.mixing import *
@@ -745,3 +748,58 @@ def test_a_training_that_was_stopped_early_is_finished(table, tmp_path):
     stop = lambda: EarlyStoppingCallback('valid_loss', min_delta=10, patience=2)
     found = {weights_hash(fit(table, tmp_path / 'a', stop(), EMA(0.9), epochs=6).model) for _ in range(3)}
     assert len(found) == 1 and len(pd.read_csv(tmp_path / 'a/history.csv')) == 3
+
+
+class Drawn(Callback):
+    "The sum of each batch that trains"
+    def __init__(self): self.sums = []
+    def before_batch(self):
+        if self.training:
+            self.sums.append(float(self.xb[0].double().sum()))
+
+
+def small(table, **kwargs):
+    kwargs = dict(pretrained=False, encoder='test_byobnet') | kwargs
+    return seg_learner(seg_dls(Stream(table, n=8), crop=(32, 32), bs=4), **kwargs)
+
+
+def quiet(learn, fit=1, **kwargs):
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(fit, **kwargs)
+    return learn
+
+
+def test_a_second_fit_draws_other_crops(table):
+    "Five fits of one epoch are five epochs; a fit that Ctrl-C ended does not count, as it is called again"
+    seen = Drawn()
+    learn = small(table, cbs=[seen, CutMix(p=1.)])
+    for _ in range(5):
+        quiet(learn)
+    assert len(set(seen.sums)) == 10
+    once = Drawn()
+    quiet(small(table, cbs=[once, CutMix(p=1.)]), 5)
+    assert once.sums == seen.sums
+
+
+def test_epochs_without_validation_are_no_epochs_without_a_gain(table):
+    best = EarlyStoppingCallback('miou', patience=2, min_delta=2.)  # which nothing gains
+    learn = quiet(small(table), 9, cbs=[ValidEvery(3), best])
+    assert [np.isnan(v[1]) for v in learn.recorder.values] == [True, True, False] * 3 and best.wait == 2
+
+
+@pytest.mark.parametrize(
+    'loss', [CrossEntropyLossFlat(axis=1, ignore_index=VOID), nn.CrossEntropyLoss(ignore_index=VOID)]
+)
+def test_losses_of_others(table, loss):
+    learn = quiet(small(table, loss_func=loss))
+    probs, _, ids = learn.get_preds(with_decoded=True)
+    assert torch.equal(probs.argmax(1), ids.long()) and float(probs.sum(1).mean()) == pytest.approx(1)
+    learn.show_results()
+    conf = seg_dls(Stream(table, n=8), Stream(table, labels='weighted'), crop=(32, 32), bs=4)
+    with pytest.raises(TypeError, match='TensorConfidence'):
+        quiet(seg_learner(conf, 'test_byobnet', loss_func=loss))
+
+
+def test_a_network_with_other_channels_is_named(table):
+    with pytest.raises(ValueError, match='7 channels, and there are 10 classes'):
+        quiet(small(table, encoder=nn.Conv2d(3, 7, 1)))
