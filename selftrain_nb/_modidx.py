@@ -1518,6 +1518,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'selftrain_nb.training.FiniteLoss.before_fit': ( 'training.html#finiteloss.before_fit',
                                                                                         'selftrain_nb/training.py'),
                                        'selftrain_nb.training.SegLearner': ('training.html#seglearner', 'selftrain_nb/training.py'),
+                                       'selftrain_nb.training.SegLearner.loss_func': ( 'training.html#seglearner.loss_func',
+                                                                                       'selftrain_nb/training.py'),
                                        'selftrain_nb.training.SegLearner.metrics': ( 'training.html#seglearner.metrics',
                                                                                      'selftrain_nb/training.py'),
                                        'selftrain_nb.training.StepCount': ('training.html#stepcount', 'selftrain_nb/training.py'),

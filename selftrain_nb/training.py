@@ -136,13 +136,18 @@ ADAMW = partial(OptimWrapper, opt=torch.optim.AdamW, fused=True) # the default o
 
 # %% ../nbs/18_training.ipynb #ba5af81a
 class SegLearner(Learner):
-    "A fastai `Learner` that knows the names of its network, and its class weights; metrics of others see masks alone"
+    "A fastai `Learner` that knows its network and class weights; losses and metrics of others see masks alone"
     encoder, arch, class_weights, model_kwargs = '', '', None, None
 
     @property
     def metrics(self): return self._metrics
     @metrics.setter
     def metrics(self, v): self._metrics = L(v).map(lambda m: _of_mask(mk_metric(m)))
+
+    @property
+    def loss_func(self): return self._loss_func
+    @loss_func.setter
+    def loss_func(self, v): self._loss_func = v and _of_pair(v)
 
 def _model(dls, encoder, arch, pretrained, model_kwargs):
     "A network by names, or the user's own as a `SegModel`"
@@ -219,7 +224,6 @@ def seg_learner(
     defaults = dict(loss_func=SegLoss(weights, [s.weight for s in dls.streams]), metrics=seg_metrics(len(dls.space)),
                     opt_func=ADAMW, wd=.01, splitter=seg_splitter)
     cbs = [EpochSeed(dls.seed), FiniteLoss(), StepCount(), LogLines(), *L(cbs)]
-    if 'loss_func' in kwargs: kwargs['loss_func'] = _of_pair(kwargs['loss_func'])
     learn = SegLearner(dls, model, lr=lr, cbs=cbs, **{**defaults, **kwargs})
     learn.encoder, learn.arch = (encoder, arch) if isinstance(encoder, str) else ('', '')
     learn.class_weights, learn.model_kwargs = _loss_weights(learn.loss_func), model_kwargs or {}
