@@ -116,6 +116,7 @@ def views(self:Trainer):
     r = self.recipe
     return Views(flip=r.flip, scales=tuple(r.scales), window=r.window)
 
+# %% ../nbs/27_arms.ipynb #s2473502
 @patch
 def learn(self:Trainer, arm):
     "A learner of an arm, with the weights that it starts from"
@@ -129,7 +130,10 @@ def learn(self:Trainer, arm):
         how = dict(pretrained=r.pretrained and not arm.init, lr=r.lr, weight_power=r.weight_power, wd=r.wd)
         learn = seg_learner(dls, *arm.network, **how, model_kwargs=dict(bf16=r.bf16))
     own = self.learner and learn.model
-    if arm.init: Predictor.load(arm.init, self.device, own).copy_weights(learn.model)
+    if arm.init:
+        images = {k: v.clone() for k, v in learn.model.named_buffers() if k in ('mean', 'std')}
+        Predictor.load(arm.init, self.device, own).copy_weights(learn.model)
+        if own: own.load_state_dict(images, strict=False)  # of a learner whose DataLoaders may normalise
     return learn
 
 @patch

@@ -25,7 +25,7 @@ def pixel_sample(
 ): # (M, classes) float32 log probabilities, (M,) int64 true classes
     "Predictions of random labelled pixels, and their truth; ValueError when no pixel has a label"
     predictor, logps, truths = Predictor.of(predictor).check_space(table), [], []
-    n = min(n, max(64, 2**20 // max(1, len(table))))
+    n = min(n, max(64, 2**20 // max(1, int((table.df[col] != '').sum()))))
     for batch in labelled_batches(table, bs, col, strict, predictor.white):
         rows, images, masks = zip(*batch)
         for i, p, mask in zip(rows, predictor.probabilities(list(images), views), masks):

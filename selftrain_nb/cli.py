@@ -322,6 +322,7 @@ def _write_overlays(out):
     if not done.exists(): return print('overlays: not yet; the process that ends last writes them')
     if not pictures.exists() or pictures.stat().st_mtime < done.stat().st_mtime:
         for folder in (half, pictures): shutil.rmtree(folder, ignore_errors=True)
+        half.mkdir()
         PseudoStore.open(out).export(half, overlay=True)
         half.rename(pictures)
     print(f'overlays: {pictures}')

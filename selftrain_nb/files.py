@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['stop_at', 'cannot_write', 'atomic_write', 'read_json', 'write_json', 'differences', 'claim_folder', 'folder_lock',
-           'file_signature', 'same_file', 'relative_names', 'short_names', 'Signatures', 'is_terminal', 'say']
+           'machine_fault', 'file_signature', 'same_file', 'relative_names', 'short_names', 'Signatures', 'is_terminal',
+           'say']
 
 # %% ../nbs/80_files.ipynb #00ae925e
 import errno, json, os, sys, threading, warnings
@@ -135,17 +136,29 @@ def _hold(lock, path):
 def folder_lock(
     path, # folder; made if it is not there
     name='.lock', # of the lock file in it
+    wait=0, # seconds
 ):
     "Hold a folder for this process; BlockingIOError when another process holds it"
     path = Path(path)
     try: path.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise cannot_write(path, e) from e
-    lock = FileLock(path/name, timeout=0)
+    lock = FileLock(path/name, timeout=wait)
     _hold(lock, path)
     try: yield path
     finally: lock.release()
 
 # %% ../nbs/80_files.ipynb #9014e1df
+_MACHINE = errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT
+
+def machine_fault(
+    path, # a file that could not be read
+    e, # the exception
+): # RuntimeError, or None where it may be the file's own fault
+    "The error for a machine without memory, with too many open files, or whose network drive does not answer"
+    if not (isinstance(e, MemoryError) or getattr(e, 'errno', None) in _MACHINE): return None
+    return RuntimeError(f'{path}: cannot be read now ({str(e) or "no memory"}), and the file may be sound. When the '
+                        'machine can read it, or it is gone, the same call goes on')
+
 _ENDS = 1 << 16  # bytes of each end of a file that are looked at
 _PLAIN = '.bmp', '.pbm', '.pgm', '.pnm', '.ppm', '.tif', '.tiff'  # as a rule not compressed
 
@@ -166,9 +179,11 @@ def _digest(path, size):
 def file_signature(
     path, # file
 ) -> list: # size in bytes, time of change in ns, digest
-    "What a file is recognised by"
-    s = os.stat(path)
-    return [s.st_size, s.st_mtime_ns, _digest(path, s.st_size)]
+    "What a file is recognised by; RuntimeError where the machine cannot read, see `machine_fault`"
+    try:
+        s = os.stat(path)
+        return [s.st_size, s.st_mtime_ns, _digest(path, s.st_size)]
+    except OSError as e: raise machine_fault(path, e) or e
 
 def same_file(
     path, # file

@@ -7,10 +7,11 @@ __all__ = ['opened', 'orientation', 'turn_needed', 'turn_upright', 'page_count',
            'fit_size', 'resize']
 
 # %% ../nbs/81_images.ipynb #5a5e8b94
-import errno, sys, warnings
+import sys, warnings
 import numpy as np
 from contextlib import contextmanager
 from PIL import Image
+from .files import *
 
 # %% ../nbs/81_images.ipynb #012f25ed
 def _read_heic(path):
@@ -23,8 +24,6 @@ def _read_heic(path):
     except ImportError: return '; such files need the package pillow-heif'
 
 # %% ../nbs/81_images.ipynb #s012f25e
-_MACHINE = errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT
-
 @contextmanager
 def opened(
     path, # file
@@ -38,9 +37,7 @@ def opened(
             yield im
     except FileNotFoundError: raise FileNotFoundError(f'{path}: no such {what}') from None
     except Exception as e:
-        if isinstance(e, MemoryError) or getattr(e, 'errno', None) in _MACHINE:
-            told = f'{path}: cannot be read now ({str(e) or "no memory"}); the file may be sound: the same call goes on'
-            raise RuntimeError(told) from e
+        if fault := machine_fault(path, e): raise fault from e
         if str(e).startswith(f'{path}:'): raise
         kind, said = 'an image' if what == 'image' else 'a label', str(e) or type(e).__name__
         raise OSError(f'{path}: cannot be read as {kind} ({said}{hint}); replace or remove the file') from e

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
+from zipfile import BadZipFile
 import numpy as np, pandas as pd
 from PIL import Image
 from fastcore.basics import patch
@@ -216,7 +217,7 @@ def counts_in(
     "What earlier calls and other processes have counted, and what the statistics of a finished store say"
     found = {}
     for file in [Path(out)/'stats.npz', *Path(out).glob(_COUNTS)]:
-        with suppress(OSError, ValueError, KeyError), np.load(file) as z:
+        with suppress(OSError, ValueError, KeyError, EOFError, BadZipFile), np.load(file) as z:
             text, ends = z['names'].tobytes(), z['ends']
             names = {text[a:b].decode('utf-8', 'surrogateescape') for a, b in zip(ends, ends[1:])}
             found[file] = names, z['class_hist']
@@ -226,7 +227,8 @@ def counts_in(
 def _note_counts(self:LabelWork, every=0):
     "Write what this call has counted, if that was not done in the last seconds"
     if not self.written or time.monotonic() - self.noted < every: return
-    with atomic_write(self.counts) as tmp: np.savez(tmp, **name_columns([*self.written]), class_hist=self.total)
+    with suppress(OSError), atomic_write(self.counts) as tmp:  # they only save time
+        np.savez(tmp, **name_columns([*self.written]), class_hist=self.total)
     self.noted = time.monotonic()
 
 @patch
@@ -268,7 +270,8 @@ def _run(self:LabelWork,
     try:
         with ThreadPoolExecutor(self.job.readers) as readers, ThreadPoolExecutor(self.job.writers) as writers:
             for _ in ahead(writers, self._write, predicted(readers), self.job.writers): pass
-    finally: self._note_counts()
+    finally:
+        with self.lock: self._note_counts()
 
 def _shown(batches, progress):
     "The batches, with a bar on a terminal and else a line every half minute"
@@ -310,7 +313,6 @@ def _summarise(self:LabelWork, labels, names):
         for h in ahead(pool, count, others, 16): total += h
     columns = stat_columns(self.out, names, self.n)
     with atomic_write(self.out/'stats.npz') as tmp: np.savez(tmp, **columns, class_hist=total)
-    for file in self.out.glob(_COUNTS): file.unlink(missing_ok=True)
 
 def _same_names(out, names):
     "Are the statistics those of these images?"
@@ -344,6 +346,7 @@ def _finish(self:LabelWork):
     whole = {**labels.remaps, 'pseudo': Remap.identity(self.n)}  # the threshold is chosen when the labels are used
     labels._like(labels.df, whole).save(self.out/'table.csv')
     if not fresh: self._summarise(labels, keep)  # the last file: with it the store is finished
+    for file in self.out.glob(_COUNTS): file.unlink(missing_ok=True)
     if self.job.centroids and len(labels):
         s = self.job.centroids
         CentroidIndex.build(labels, s.tile, s.parts, self.who.get('size'), path=self._index_file, progress=False)

@@ -153,8 +153,9 @@ def _with_statistics(model, dls):
 
 def _resized_to(dls):
     "(height, width) to which the DataLoaders of fastai resize, if they do"
-    t = next((t for t in getattr(dls, 'after_item', ()) if isinstance(t, Resize)), None)
-    return t and tuple(t.size[::-1])
+    sizes = [getattr(t, 'cp_size', None) for t in getattr(dls, 'after_batch', ())]  # of `aug_transforms(size=…)`
+    sizes += [t.size[::-1] for t in getattr(dls, 'after_item', ()) if isinstance(t, Resize)]
+    return next((tuple(s) for s in sizes if s), None)
 
 # %% ../nbs/23_predict.ipynb #s745928b
 def _vocab(dls):

@@ -54,9 +54,7 @@ def probabilities(self:Predictor,
     "Class probabilities; in half precision on a GPU"
     sizes = sorted({(im.height, im.width) for im in images})
     if len(sizes) != 1: raise ValueError(f'images of one size are needed, not {sizes or "none"}; `predict` takes any')
-    p = model_probabilities(self.model, images, self.size, views)
-    if p.shape[1] == len(self.space): return p
-    raise ValueError(f'the network gives {p.shape[1]} channels, and there are {len(self.space)} classes')
+    return model_probabilities(self.model, images, self.size, views)
 
 # %% ../nbs/22_predictor.ipynb #ef80b0bb
 def size_groups(
@@ -114,6 +112,8 @@ def predict(self:Predictor,
     x, out = [*map(_given, x)], [None] * len(x)
     for rows in size_groups(map(_size_of, x), bs):
         p = self.probabilities([_pil(x[i], white) for i in rows], views)
+        if p.shape[1] != len(self.space):
+            raise ValueError(f'the network gives {p.shape[1]} channels, and there are {len(self.space)} classes')
         for i, ids in zip(rows, p.max(1).indices.byte().cpu().numpy()): out[i] = ids
     return out
 

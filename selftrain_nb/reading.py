@@ -10,6 +10,7 @@ __all__ = ['Item', 'ReadImage', 'ReadMask', 'TensorPart', 'TensorStream', 'Tenso
 # %% ../nbs/88_reading.ipynb #dfa06901
 import warnings
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F, matplotlib.pyplot as plt
 from PIL import Image
@@ -54,6 +55,7 @@ class ReadImage(Transform):
 def _eight_bit(o):
     "A PIL image of what is no file; ValueError unless it has 8 bits"
     dtype = getattr(o, 'dtype', np.uint8)
+    if isinstance(o, bytes): o = Image.open(BytesIO(o))
     im = None if dtype not in (np.uint8, bool, torch.uint8) else o if isinstance(o, Image.Image) else PILImage.create(o)
     if im is None or im.mode.startswith(('I', 'F')):
         raise ValueError(f'an image of {dtype if im is None else im.mode}: give its file, or 8-bit values')
@@ -160,9 +162,8 @@ class SegDL(TfmdDL):
     def __init__(self, dataset=None,
         space=None, # `LabelSpace`, for pictures
         strict=False, # a file that cannot be read is an error
-        size=None, # working size of the images, see `fit_size`
         **kwargs):
-        self.space, self.strict, self.size, self.epoch, self._inside = space, strict, size, 0, False
+        self.space, self.strict, self.epoch, self._inside = space, strict, 0, False
         self.state = torch.zeros(len(dataset), dtype=torch.uint8) # of each item: 0 not read, 1 read, 2 cannot be read
         self.state.told = 0 # items that were warned of
         super().__init__(dataset, **kwargs)
@@ -170,9 +171,15 @@ class SegDL(TfmdDL):
 
     def new(self, dataset=None, cls=None, **kwargs):
         "A copy with some arguments changed"
-        dl = super().new(dataset, cls, **{**dict(space=self.space, strict=self.strict, size=self.size), **kwargs})
+        dl = super().new(dataset, cls, **{**dict(space=self.space, strict=self.strict), **kwargs})
         if dl.dataset is self.dataset: dl.state, dl.epoch = self.state, self.epoch
         return dl
+
+    @property
+    def size(self):
+        "Working size of the images, see `fit_size`"
+        lists = getattr(self.dataset, 'tls', ())
+        return next((t.size for o in lists[:1] for t in o.tfms.fs if isinstance(t, ReadImage)), None)
 
 # %% ../nbs/88_reading.ipynb #5c4cbf4e
 @patch
@@ -289,7 +296,7 @@ def seg_block(
     readers = [ReadMask(size), *[ReadConfidence(k, size) for k in kinds], ReadStream()]
     if classes: readers.append(ReadClasses())
     image = ImageBlock()
-    image.dls_kwargs = dict(before_batch=pad_to_largest, space=space, size=size)
+    image.dls_kwargs = dict(before_batch=pad_to_largest, space=space)
     blocks = image, MaskBlock(list(space.names)), *[TransformBlock] * (len(readers) - 1)
     how = dict(get_items=lambda source: _items(source, kinds[0] if kinds else 'hard', classes), splitter=_by_split)
     return DataBlock(blocks, dl_type=SegDL, n_inp=1, get_x=ReadImage(size), get_y=readers, **how)

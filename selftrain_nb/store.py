@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import NamedTuple
 import numpy as np
 from PIL import Image
-from filelock import FileLock
 from fastcore.basics import patch
 from .files import *
 from .labels import *
@@ -296,7 +295,7 @@ def mark(self:PseudoStore,
 ):
     "Mark images as bad: no table to come has them, so no training either; their labels stay"
     names = {i if isinstance(i, str) else self.name(i) for i in images}
-    with FileLock(self.path/'.bad.lock', timeout=60):  # somebody else may be marking, too
+    with folder_lock(self.path, '.bad.lock', 60):  # somebody else may be marking, too
         write_json(self.path/'bad.json', sorted({*self.marked} | names if bad else {*self.marked} - names))
 
 # %% ../nbs/92_store.ipynb #1c902058

@@ -67,7 +67,10 @@ class EpochSeed(Callback):
     def before_fit(self): self._on = False
     def begin_fit(self): self._on = True
     def after_fit(self):
-        if self._on: self.learn.epochs_before = getattr(self.learn, 'epochs_before', 0) + self.n_epoch
+        if self._on: self.learn.epochs_before = self.drawn_epoch - self.epoch + self.n_epoch
+
+    def state_dict(self): return dict(before=self.drawn_epoch - self.epoch)
+    def load_state_dict(self, state): self.learn.epochs_before = state.get('before', 0)
 
     def before_train(self):
         set_seed(int(np.random.SeedSequence([self.seed, self.drawn_epoch]).generate_state(1)[0]))
@@ -113,7 +116,10 @@ class ValidEvery(Callback):
         k=1, # epochs from one validation to the next
     ): self.k, self._trained, self._skipped, self._held = k, False, False, []
 
-    def before_fit(self): self._trained, self._skipped, self._held = False, False, []
+    def before_fit(self):
+        self.release()
+        self._trained = self._skipped = False
+
     def before_train(self): self._trained = True
     def before_validate(self):
         done = self.epoch + 1 if self._trained else self.k
@@ -123,13 +129,24 @@ class ValidEvery(Callback):
     def after_validate(self):
         if self._skipped:
             self.recorder.log += [math.nan] * (1 + len(self.metrics))
-            trackers = [cb for cb in self.learn.cbs if isinstance(cb, TrackerCallback) and cb.run]
-            self._held = [cb for cb in trackers if not getattr(cb, 'every_epoch', False)]
-            for cb in self._held: cb.run = False  # no score, so no epoch without a gain
+            self.hold()
         self._skipped = False
 
-    def before_epoch(self):
-        while self._held: self._held.pop().run = True
+    def before_epoch(self): self.release()
+    def after_fit(self): self.release()
+
+# %% ../nbs/18_training.ipynb #sd3c432e
+@patch
+def hold(self:ValidEvery):
+    "No score, so no epoch without a gain"
+    for cb in self.learn.cbs:
+        every = getattr(cb, 'every_epoch', False) or getattr(cb, 'monitor', '') == 'train_loss'
+        if isinstance(cb, TrackerCallback) and cb.run and not every: self._held.append(cb)
+    for cb in self._held: cb.run = False
+
+@patch
+def release(self:ValidEvery):
+    while self._held: self._held.pop().run = True
 
 # %% ../nbs/18_training.ipynb #dea2ac41
 ADAMW = partial(OptimWrapper, opt=torch.optim.AdamW, fused=True) # the default optimiser
@@ -145,7 +162,7 @@ class SegLearner(Learner):
     def metrics(self, v): self._metrics = L(v).map(lambda m: _of_mask(mk_metric(m)))
 
     @property
-    def loss_func(self): return self._loss_func
+    def loss_func(self): return self.__dict__.get('_loss_func', self.__dict__.get('loss_func'))
     @loss_func.setter
     def loss_func(self, v): self._loss_func = v and _of_pair(v)
 
@@ -185,6 +202,7 @@ class _MaskLoss(GetAttr):
     def __call__(self, pred, mask, *more, **kwargs):
         other = [type(t).__name__ for t in more if not isinstance(t, TensorStream)]
         if other: raise TypeError(f'{self.loss} cannot use a {other[0]}: use SegLoss, or a function of all')
+        if hasattr(self.loss, 'to'): self.loss.to(pred.device)
         return self.loss(pred, mask, **kwargs)
 
     def activation(self, out): return getattr(self.loss, 'activation', partial(torch.softmax, dim=1))(out)
@@ -196,12 +214,13 @@ class _MaskLoss(GetAttr):
 
 # %% ../nbs/18_training.ipynb #sc0ffee1
 def _of_pair(loss):
-    "A loss as it is where it takes more than prediction and mask; else one that is given these two"
+    "A loss as it is where it has to be given more than prediction and mask, or takes `*args`; else one of these two"
+    if isinstance(loss, _MaskLoss): return loss
     function = inspect.isroutine(loss) or isinstance(loss, partial)
     called = loss if function else getattr(loss, 'forward', None) or loss.__call__
-    try: inspect.signature(called).bind(*'123')
-    except TypeError: return _MaskLoss(loss)
-    return loss
+    args = inspect.signature(called).parameters.values()
+    needed = [p for p in args if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return loss if len(needed) > 2 or any(p.kind is p.VAR_POSITIONAL for p in args) else _MaskLoss(loss)
 
 # %% ../nbs/18_training.ipynb #c9ffa1b6
 @delegates(Learner.__init__)

@@ -13,7 +13,8 @@ import children
 from selftrain_nb.centroids import CentroidIndex, CentroidSampler
 from selftrain_nb.datasets import seg_folder
 from selftrain_nb.files import folder_lock, relative_names
-from selftrain_nb.labels import VOID, Remap, read_conf, write_mask
+from selftrain_nb.labels import VOID, LabelSpace, Remap, read_conf, write_mask
+from selftrain_nb.mapping import Mapping
 from selftrain_nb.metrics import ConfusionMatrix
 from selftrain_nb.models import seg_model
 from selftrain_nb.predict import Predictor, Views
@@ -702,3 +703,35 @@ def test_settling_changes_nothing(tmp_path_factory, lines):
         and len([*out.iterdir()]) == 1
     )
     assert b'gen' not in (out / 'manifest.jsonl').read_bytes()
+
+
+def test_a_teacher_in_other_classes(mine, teacher):
+    pairs = {n: 'ab'[i % 2] for i, n in enumerate(teacher.space.names)}
+    mapping = Mapping(teacher.space, LabelSpace(['a', 'b']), pairs)
+    t = pseudo_label(teacher.remapped(mapping), mine / 'images', mine / 'p', job=LabelJob(**QUIET))
+    assert (t.mask(0) == teacher.remapped(mapping).predict(t.image(0), Views())).mean() > 0.99
+
+
+def test_a_fault_of_the_machine_is_no_unreadable_image(mine, monkeypatch):
+    import builtins, errno
+
+    def busy(path, *args, real=builtins.open, **kwargs):
+        if str(path).startswith(str(mine / 'images')):
+            raise OSError(errno.EMFILE, 'Too many open files')
+        return real(path, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, 'open', busy)
+    with pytest.raises(RuntimeError, match='cannot be read now'):
+        label(mine, mine / 'p')
+    monkeypatch.undo()
+    assert len(label(mine, mine / 'p')) == N
+
+
+@pytest.mark.parametrize('damage', [b'', b'PK'])
+def test_damaged_counts_are_not_used(mine, damage):
+    label(mine, mine / 'p')
+    (mine / 'p/stats.npz').unlink()
+    (mine / 'p/.counts-1.npz').write_bytes(damage)
+    label(mine, mine / 'p')
+    store = PseudoStore.open(mine / 'p')
+    assert (store.stats['class_hist'] == brute_hist(store)).all() and not [*(mine / 'p').glob('.counts*')]

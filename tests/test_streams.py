@@ -732,7 +732,8 @@ def test_normalisation_of_the_loaders_counts(data):
     table = data[0]
     dls = seg_dls(Stream(table, n=4), crop=(16, 16), bs=2, size=(32, 64))
     dls.add_tfms([Normalize.from_stats((0.5, 0.4, 0.3), (0.2, 0.3, 0.4), cuda=False)], 'after_batch')
-    for net in (seg_model(len(table.space), 'test_byobnet'), nn.Conv2d(3, len(table.space), 3, padding=1)):
+    conv = nn.Conv2d(3, len(table.space), 3, padding=1)
+    for net in (seg_model(len(table.space), 'test_byobnet'), conv):
         learn = Learner(dls, net, SegLoss())
         with learn.no_bar():
             probs, predictor = learn.get_preds()[0], Predictor.of(learn)
@@ -740,7 +741,9 @@ def test_normalisation_of_the_loaders_counts(data):
         images = [table.val.real.image(i).resize((64, 32), Image.BILINEAR) for i in rows]
         found = predictor.probabilities(images, Views(flip=False)).cpu()
         assert torch.allclose(probs, found, atol=1e-3)
-        predictor.copy_weights(net)
+    predictor.copy_weights(conv)
+    with learn.no_bar():
+        assert torch.equal(learn.get_preds()[0], probs)
 
 
 @pytest.mark.parametrize('how', ['bytes', 'array', 'tensor', 'TensorImage'])

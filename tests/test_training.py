@@ -5,7 +5,7 @@ from functools import partial
 
 import numpy as np, pandas as pd, pytest, torch
 import torch.nn as nn, torch.nn.functional as F
-from fastai.callback.core import Callback, CancelBatchException, CancelStepException
+from fastai.callback.core import Callback, CancelBatchException, CancelFitException, CancelStepException
 from fastai.callback.tracker import EarlyStoppingCallback
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
@@ -751,8 +751,11 @@ def test_a_training_that_was_stopped_early_is_finished(table, tmp_path):
 
 
 class Drawn(Callback):
-    "The sum of each batch that trains"
+    "The sum of each batch that trains, mixed or not"
+    order = 6
+
     def __init__(self): self.sums = []
+
     def before_batch(self):
         if self.training:
             self.sums.append(float(self.xb[0].double().sum()))
@@ -770,7 +773,7 @@ def quiet(learn, fit=1, **kwargs):
 
 
 def test_a_second_fit_draws_other_crops(table):
-    "Five fits of one epoch are five epochs; a fit that Ctrl-C ended does not count, as it is called again"
+    "Five fits of one epoch are five epochs"
     seen = Drawn()
     learn = small(table, cbs=[seen, CutMix(p=1.)])
     for _ in range(5):
@@ -803,3 +806,62 @@ def test_losses_of_others(table, loss):
 def test_a_network_with_other_channels_is_named(table):
     with pytest.raises(ValueError, match='7 channels, and there are 10 classes'):
         quiet(small(table, encoder=nn.Conv2d(3, 7, 1)))
+
+
+def test_a_fit_after_another_goes_on_as_if_it_was_never_stopped(table, tmp_path):
+    class Stop(Callback):
+        def before_batch(self):
+            if self.training and self.epoch == 1:
+                raise KeyboardInterrupt
+
+    def second(learn, path, *cbs):
+        return quiet(learn, 3, cbs=[Checkpoint(tmp_path / path), *cbs])
+
+    first = quiet(small(table))
+    torch.save(first.model.state_dict(), tmp_path / 'first.pth')
+    whole, seen = second(first, 'whole'), first.epochs_before
+    again = quiet(small(table))
+    with pytest.raises(KeyboardInterrupt):
+        second(again, 'stopped', Stop())
+    assert again.epochs_before == 1
+    other = small(table)  # as in a new process
+    other.model.load_state_dict(torch.load(tmp_path / 'first.pth'))
+    second(other, 'stopped')
+    assert weights_hash(other.model) == weights_hash(whole.model) and other.epochs_before == seen == 4
+    assert second(first, 'whole').epochs_before == 4, 'nothing was left to train'
+
+
+def test_trackers_are_on_again_after_a_stop(table):
+    class Stop(Callback):
+        order, run_valid = 59, False
+
+        def after_epoch(self):
+            raise CancelFitException
+
+    best = EarlyStoppingCallback('miou', patience=2)
+    learn = quiet(small(table), 4, cbs=[ValidEvery(3), best, Stop()])
+    assert best.run and len(learn.recorder.values) == 1
+    loss = EarlyStoppingCallback('train_loss', patience=2, min_delta=100.)
+    assert len(quiet(small(table), 9, cbs=[ValidEvery(3), loss]).recorder.values) == 3
+
+
+def test_what_a_loss_is_given(table):
+    "Prediction and mask; all there is, where it needs more"
+    seen = []
+
+    def two(pred, mask, gamma=2.0):
+        seen.append(gamma)
+        return F.cross_entropy(pred, mask, ignore_index=VOID)
+
+    def more(pred, mask, *rest):
+        seen.append(len(rest))
+        return two(pred, mask)
+
+    learn = quiet(small(table, loss_func=two))
+    assert {*seen} == {2.0}
+    learn.loss_func = learn.loss_func
+    assert learn.loss_func.loss is two
+    quiet(small(table, loss_func=partial(F.cross_entropy, ignore_index=VOID)))
+    seen.clear()
+    quiet(small(table, loss_func=more))
+    assert {*seen} == {1, 2.0}
