@@ -146,6 +146,7 @@ def hold(self:ValidEvery):
 
 @patch
 def release(self:ValidEvery):
+    "Epochs count for trackers again"
     while self._held: self._held.pop().run = True
 
 # %% ../nbs/18_training.ipynb #dea2ac41
