@@ -142,9 +142,12 @@ def tempered(self:Predictor,
     return replace(self, model=TemperedModel(self.model, temperature).to(self.device))
 
 # %% ../nbs/23_predict.ipynb #745928b9
-def _with_statistics(model, dls):
-    "A network that normalises with the statistics of the DataLoaders, if they normalise, and with its own"
-    t = next((t for t in getattr(dls, 'after_batch', ()) if type(t).__name__ == 'Normalize'), None)
+def _normalises(dls):
+    "fastai's `Normalize` in DataLoaders, or None"
+    return next((t for t in getattr(dls, 'after_batch', ()) if type(t).__name__ == 'Normalize'), None)
+
+def _with_statistics(model, t):
+    "A network that normalises as `t` does, a `Normalize` or None, and then as it does itself"
     if t is None: return model if isinstance(model, SegModel) else SegModel(model, (0.,) * 3, (1.,) * 3, multiple=1)
     mean, std = (v.flatten().cpu() for v in (t.mean, t.std))
     if not isinstance(model, SegModel): return SegModel(model, mean.tolist(), std.tolist(), multiple=1)
@@ -168,8 +171,7 @@ def _from_learner(learn):
     "The predictor of a fastai learner"
     dls, own, model = learn.dls, vars(learn), learn.model
     space = getattr(dls, 'space', None)
-    normalises = any(type(t).__name__ == 'Normalize' for t in getattr(dls, 'after_batch', ()))
-    if normalises or space is None: model = _with_statistics(model, dls).to(device_of(model))
+    if (t := _normalises(dls)) or space is None: model = _with_statistics(model, t).to(device_of(model))
     if space is None: return Predictor(model, LabelSpace(_vocab(dls)), _resized_to(dls))
     weights = own.get('class_weights')
     if weights is None and 'class_weights' in own: weights = torch.ones(len(space))  # trained without

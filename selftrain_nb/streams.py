@@ -342,7 +342,7 @@ def _dataloaders(plan, rows, size, strict, valid_bs, **kwargs):
     block, items = _stream_block(plan.streams, rows, size, strict)
     how = dict(shuffle=False, drop_last=False, strict=strict, dl_kwargs=[dict(plan=plan), dict(cls=SegDL)])
     dls = block.dataloaders(items, val_bs=valid_bs, **how, **kwargs)
-    dls.space, dls.vocab, dls.crop, dls.size, dls.seed = rows.space, list(rows.space.names), plan.crop, size, plan.seed
+    dls.space, dls.vocab, dls.crop, dls.seed = rows.space, list(rows.space.names), plan.crop, plan.seed
     dls.streams, dls.table = plan.streams, plan.streams[0].table
     return dls
 

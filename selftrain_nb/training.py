@@ -62,19 +62,20 @@ class EpochSeed(Callback):
     ): self.seed, self._on = seed, False
 
     @property
-    def drawn_epoch(self): return self.epoch + getattr(self.learn, 'epochs_before', 0)
+    def before(self): return getattr(self.learn, 'epochs_before', 0)  # epochs of earlier fits
 
     def before_fit(self): self._on = False
     def begin_fit(self): self._on = True
     def after_fit(self):
-        if self._on: self.learn.epochs_before = self.drawn_epoch - self.epoch + self.n_epoch
+        if self._on: self.learn.epochs_before = self.before + self.n_epoch
 
-    def state_dict(self): return dict(before=self.drawn_epoch - self.epoch)
+    def state_dict(self): return dict(before=self.before)
     def load_state_dict(self, state): self.learn.epochs_before = state.get('before', 0)
 
     def before_train(self):
-        set_seed(int(np.random.SeedSequence([self.seed, self.drawn_epoch]).generate_state(1)[0]))
-        if hasattr(self.dls.train, 'epoch'): self.dls.train.epoch = self.drawn_epoch
+        epoch = self.before + self.epoch
+        set_seed(int(np.random.SeedSequence([self.seed, epoch]).generate_state(1)[0]))
+        if hasattr(self.dls.train, 'epoch'): self.dls.train.epoch = epoch
 
 # %% ../nbs/18_training.ipynb #3cd9b450
 class StepCount(Callback):
