@@ -463,6 +463,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'selftrain_nb/doubts.py'),
                                      'selftrain_nb.doubts._tiles': ('doubts.html#_tiles', 'selftrain_nb/doubts.py'),
                                      'selftrain_nb.doubts._unequal': ('doubts.html#_unequal', 'selftrain_nb/doubts.py'),
+                                     'selftrain_nb.doubts._unseen': ('doubts.html#_unseen', 'selftrain_nb/doubts.py'),
                                      'selftrain_nb.doubts.arms_table': ('doubts.html#arms_table', 'selftrain_nb/doubts.py'),
                                      'selftrain_nb.doubts.balance': ('doubts.html#balance', 'selftrain_nb/doubts.py'),
                                      'selftrain_nb.doubts.class_ious': ('doubts.html#class_ious', 'selftrain_nb/doubts.py'),

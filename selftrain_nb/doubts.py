@@ -7,11 +7,12 @@ __all__ = ['ARM_MEANS', 'RARE', 'together', 'provenance', 'round_notes', 'doubts
            'class_shares', 'class_ious', 'balance', 'class_table']
 
 # %% ../nbs/41_doubts.ipynb #0831f5b3
-import numpy as np, warnings
+import numpy as np, os, warnings
 from fastcore.xml import *
 from .files import *
 from .table import *
 from .selftrain import *
+from .runs import images_drawn_in
 from .html import *
 from .pages import *
 from .evidence import *
@@ -61,6 +62,13 @@ def together(
 # %% ../nbs/41_doubts.ipynb #5a9ba0ab
 def _labels(n): return f'{n} label' if n == 1 else f'{n} labels'
 
+def _unseen(run):
+    "How many labels of this run its teacher was not trained with; 0 where files were moved, so that nobody knows"
+    drawn = images_drawn_in(run, 'teacher')
+    known = {os.path.realpath(p) for p in drawn.image[drawn.stream == 'real']}
+    if not all(map(os.path.exists, known)): return 0
+    return sum(os.path.realpath(p) not in known for p in run.table.train.real.df.image) if known else 0
+
 def provenance(
     run, # `Run`
 ) -> list: # sentences; empty for a run that trained its own teacher
@@ -71,7 +79,9 @@ def provenance(
     later = run.config.get('round')
     who = 'the student of the round before' if later else f'taken over from another run: its {o["arm"]}'
     told = f'The teacher is {who}, {_labels(o["n_real"])}, seed {o["seed"]}, recipe: {no_folders(o["recipe"])}.'
-    other = [f'{_labels(here)} here'] if o['n_real'] != here else []
+    unseen = _unseen(run)
+    other = [f'{_labels(here)} here'] if unseen or o['n_real'] != here else []
+    if unseen: other.append(f'{unseen} of them did not train it')
     if o['seed'] != r.seed: other.append(f'seed {r.seed} here')
     return [told] + ([f'It is not alike: {", ".join(other)}. Compare with the control.'] if other else [])
 

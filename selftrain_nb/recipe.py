@@ -180,9 +180,10 @@ BEFORE = dict(strong_teacher=False, teachers=1)  # what runs did before these fi
 
 @patch(cls_method=True)
 def from_dict(cls:Recipe, d):
-    "What `to_dict` or a run wrote; fields that are not there have their default, or are as in `BEFORE` in a run"
-    d = {**BEFORE, **d} if 'version' in d else d
-    return cls(**{f.name: _frozen(d[f.name]) for f in fields(cls) if f.name in d})
+    "What `to_dict` wrote, or the `config.json` of a run, which holds more. TypeError for an unknown field elsewhere"
+    names = {f.name for f in fields(cls)}
+    if 'version' in d: d = {k: v for k, v in {**BEFORE, **d}.items() if k in names}
+    return cls(**{k: _frozen(v) for k, v in d.items()})
 
 @patch
 def short(self:Recipe) -> str:

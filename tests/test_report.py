@@ -2,7 +2,7 @@
 import re, shutil
 from dataclasses import replace
 
-import pytest
+import pandas as pd, pytest
 
 from test_selftrain import QUICK, QUIET, folder, halves, train
 from selftrain_nb.datasets import seg_folder
@@ -252,6 +252,13 @@ def test_a_taken_over_teacher_shows_its_provenance(done, tmp_path):
     assert 'taken over from another run' in told[0] and 'seed 0' in told[0] and 'seed 7 here' in told[1]
     html = words(page(again, tmp_path))
     assert told[0] in html.replace('&#x27;', "'") and 'taken over' in html and provenance(run) == []
+    assert 'did not train it' not in told[1]
+    seen = again.path/'teacher'/'images.csv'
+    rows = pd.read_csv(seen)
+    rows.drop(index=rows[rows.stream == 'real'].index[0]).to_csv(seen, index=False)
+    assert '1 of them did not train it' in provenance(again)[1]
+    rows.assign(image='moved/' + rows.image).to_csv(seen, index=False)
+    assert provenance(again) == told  # where the images were moved, nobody knows
 
 
 def test_images_that_measure_and_trained_are_told(copy):
