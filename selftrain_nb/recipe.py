@@ -180,7 +180,7 @@ BEFORE = dict(strong_teacher=False, teachers=1)  # what runs did before these fi
 
 @patch(cls_method=True)
 def from_dict(cls:Recipe, d):
-    "What `to_dict` wrote, or the `config.json` of a run, which holds more. TypeError for an unknown field elsewhere"
+    "From what `to_dict` wrote, or a run's `config.json`, which says more. TypeError: an unknown field of the former"
     names = {f.name for f in fields(cls)}
     if 'version' in d: d = {k: v for k, v in {**BEFORE, **d}.items() if k in names}
     return cls(**{k: _frozen(v) for k, v in d.items()})
