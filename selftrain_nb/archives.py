@@ -54,11 +54,11 @@ def check_complete(
         bare = part.unlabelled.df.image
         if not len(part):
             raise ValueError(f'{name}: split {s} has no images. Was the archive of images unpacked in full? '
-                             'strict=False takes what is there')
+                             'In Python, strict=False takes what is there')
         if len(bare):
             raise ValueError(f'{name}: {len(bare)} of {len(part)} images of split {s} have no label; the first: '
                              f'{bare.iloc[0]}. Was the archive of labels unpacked in full? '
-                             'strict=False takes them as unlabelled')
+                             'In Python, strict=False takes them as unlabelled')
     return table
 
 def in_folders(

@@ -31,6 +31,11 @@ class Check:
     __repr__ = __str__
 
 @patch(as_prop=True)
+def whole(self:Check) -> bool:
+    "Was each row looked at?"
+    return self.n == len(self.table) + len(self.bad)
+
+@patch(as_prop=True)
 def shares(self:Check) -> pd.DataFrame:
     "Percent of the pixels in each split, of each class and void"
     names = [*self.table.space.names, 'void']
@@ -65,11 +70,11 @@ def _names(space, ids): return ', '.join(space.names[i] for i in ids[:8]) + (', 
 def _cause(table, void):
     "What is likely the cause of labels with one class"
     used = {k for r in table.df.remap for k in r.split('|')}
-    if void and any(table.remaps[k].ids.get(VOID) == VOID for k in used):
+    if void and len(table.space) == 2 and any(table.remaps[k].ids.get(VOID) == VOID for k in used):
         lines = ' and '.join(f'"{i} {n}"' for i, n in zip((0, VOID), table.space.names))
         return ('Are the files masks of 0 and 255, where 255 is no void? Then read them with Remap.binary() '
                 f'(--remap binary), or write {lines} into codes.txt')
-    return 'Do the ids in the files fit the names of the classes?'
+    return f'Do the ids in the files fit the names of the classes? {VOID} is read as void'
 
 def _few_classes(c, space):
     "What is wrong when the training labels hold no class, or one"
@@ -86,6 +91,11 @@ def _unmeasured(c):
     "What is wrong when the validation labels hold no class"
     if not len(rows := c.table.val.labelled) or c.counts['val'].any() or not c.void['val']: return ''
     return f'all pixels of the validation labels are void: nothing can be measured. {_cause(rows, True)}'
+
+def _not_shown(c):
+    "What is wrong with the classes that the labels show"
+    few = _few_classes(c, c.table.space) if len(c.table.train.labelled) else ''
+    return [s for s in (few, _unmeasured(c)) if s]
 
 # %% ../nbs/02_check.ipynb #8766dd81
 def _missing(c, table, split, what):
@@ -109,7 +119,7 @@ def _errors(c, table):
     if len(table.space) < 2:
         found.append(f'there is one class, {table.space.names[0]}: two are needed. Add the background as a class')
     no_train, no_val = _missing(c, table, 'train', 'training'), _missing(c, table, 'val', 'validation')
-    found += [no_train or _few_classes(c, table.space), _unmeasured(c)]
+    found += [no_train, *(_not_shown(c) if c.whole else [])]
     if no_val: found.append(f'{no_val}. {_remedy(c, table)}')
     return [f for f in found if f]
 
@@ -140,11 +150,11 @@ def _warnings(c, table):
     told = (c.bad, 'images or labels cannot be read and are left out'), (c.doubtful, 'images or pairs are doubtful')
     for found, what in told:
         if len(found): yield f'{len(found)} of {c.n} {what}; the first: {found.problem[0]}'
-    yield from _absent(c)
+    yield from _absent(c) if c.whole else (f'as far as was looked at, {s}' for s in [*_not_shown(c), *_absent(c)])
     for s, px in c.counts.items():
         share = c.void[s] / max(1, c.void[s] + px.sum())
         if share > .9: yield f'{share:.0%} of the pixels of {s} labels are void'
-    if c.n < len(table): yield f'{c.n} of {len(table)} images were looked at'
+    if not c.whole: yield f'{c.n} of {len(table)} images were looked at'
     else: yield from _copies(c.table)
 
 # %% ../nbs/02_check.ipynb #7c48acd0

@@ -31,7 +31,7 @@ _ARCHIVES = dict(idd20k_lite='idd_lite', idd20kii='idd', data_semantics='kitti',
 class Data:
     "What to train on"
     data: str = ''  # folder of images and labels, or: scenes
-    reader: str = ''  # camvid, cityscapes, kitti, seg_folder, ... (see READERS); by the folder's name if not given
+    reader: str = ''  # camvid, idd, idd_lite, cityscapes, kitti, mapillary, bdd100k, voc2012, seg_folder; else by name
     keep: int|float = 0  # human labels to keep: a count, or a share below 1; 0: all
     by: str = 'group'  # keep whole groups (videos, drives), or single images (image)
     unlabelled: str = ''  # folder of more images without labels
@@ -64,8 +64,18 @@ def open_data(
     name, given = reader or reader_of(data), _given(layout)
     if name not in READERS: raise ValueError(f'--reader {name}: choose of {", ".join(READERS)}')
     if name == 'seg_folder' or not reader and given: return seg_folder(data, layout=layout)
-    if given: raise ValueError(f'--{next(iter(given))} is for plain folders, and --reader {name} knows its own layout')
-    return READERS[name](data)
+    if given:
+        option = next(iter(given)).replace('_', '-')
+        raise ValueError(f'--{option} is for plain folders, and --reader {name} knows its own layout')
+    return _read(name, data, guessed=not reader)
+
+def _read(name, data, guessed):
+    "The table of a reader; an error says so if the reader was guessed"
+    try: return READERS[name](data)
+    except FileNotFoundError as e:
+        if not guessed: raise
+        raise FileNotFoundError(f'{e} (read as {name} because of its name; if it is a plain folder: '
+                                '--reader seg_folder)') from e
 
 # %% ../nbs/48_cli.ipynb #423a6550
 def with_validation(
@@ -77,7 +87,7 @@ def with_validation(
     if len(table.val.real) or len(real) < 2: return table
     held = table.hold_out(share)
     say(f'no validation images: {len(held.val.real)} labelled images, whole groups where there are several, are held '
-        'out for validation (--val 0.3 holds out another share; a list val.txt says which)')
+        'out for validation (in a plain folder --val 0.3 holds out another share, and a list val.txt says which)')
     return held
 
 # %% ../nbs/48_cli.ipynb #13e07891
@@ -122,10 +132,10 @@ def _data_options(p):
 
 def _layout(args): return replace(from_args(Layout, args), strict=getattr(args, 'strict', False))
 
-def _counts(found, space):
-    "A line for each class: percent of the labelled pixels in each split"
-    shares = {s: 100 * c / max(1, c.sum()) for s, c in found.counts.items() if c.sum()}
-    return pd.DataFrame(shares, index=space.names).round(2).to_string() if shares else 'no labelled pixel'
+def _counts(found):
+    "A line for each class: percent of the pixels in the labels of each split"
+    shares = found.shares.loc[:, found.shares.any()]
+    return shares.to_string() if len(shares.columns) else 'no label'
 
 # %% ../nbs/48_cli.ipynb #a2c7d22f
 @friendly
@@ -140,8 +150,8 @@ def check(argv=None):
     table = with_validation(open_data(args.folder, args.reader, _layout(args)))
     found = check_table(table)
     print(found)
-    print(f'\npercent of the labelled pixels\n{_counts(found, table.space)}')
-    for r in found.bad.head(20).itertuples(): print(r.problem)
+    print(f'\npercent of the pixels in labels\n{_counts(found)}')
+    for p in pd.concat([found.bad, found.doubtful]).problem.head(20): print(p)
     _draw(found.table, args.picture)
     if found.errors: sys.exit(1)
 
@@ -168,8 +178,11 @@ def summary(
     return out.reset_index()
 
 def _command(*paths):
-    "The command as typed, with the last part of each path: where files lie is nobody's business"
-    args = [Path(a).name if a in paths and a or Path(a).is_absolute() else a for a in sys.argv[1:]]
+    "The command as typed, with the last part of absolute paths and of `paths`: where files lie is nobody's business"
+    def short(arg):
+        option, eq, value = arg.partition('=') if arg.startswith('--') else ('', '', arg)
+        return option + eq + (Path(value).name if value and value in paths or Path(value).is_absolute() else value)
+    args = [short(a) for a in sys.argv[1:]]
     return ' '.join([Path(sys.argv[0]).name, *(f"'{a}'" if ' ' in a else a for a in args)])
 
 # %% ../nbs/48_cli.ipynb #a1cf1fa6
@@ -196,7 +209,7 @@ class Job:
     out: str = 'runs'  # folder of the runs; the same command again goes on there
     arms: str = 'teacher,student,control'  # what to train; full (all labels) and online (a mean teacher) can be added
     seeds: str = '0'  # one run for each, such as 0,1,2
-    teacher: str = ''  # folder of runs with these seeds, whose teachers are taken over
+    teacher: str = ''  # --out folder of an earlier run: its teachers are taken over, seed by seed
     csv: str = ''  # file for the results of all seeds
 
 def _arms(text):
@@ -274,8 +287,8 @@ class Looks:
     "How images are looked at, and what is written"
     flip: bool = True  # average with the mirror image; switch off where classes have a side
     scales: tuple = (1.,)  # sizes to average over, such as 0.75,1,1.25
-    window: tuple = None  # height and width of a sliding window, for images that are too large at once
-    soft: bool = False  # keep the second class of each pixel, too
+    window: tuple = None  # height and width in pixels, such as 512,1024, of a sliding window for large images
+    soft: bool = False  # also keep the second most likely class of each pixel and its probability (for soft labels)
     overlay: bool = False  # write the images under the class colours, too
 
 # %% ../nbs/48_cli.ipynb #89385afc
@@ -376,7 +389,7 @@ class Move:
     "From where to where"
     source: str = ''  # folder of the source, scenes, a predictor.safetensors, or the folder of a finished run
     target: str = ''  # folder of the target, or: scenes
-    reader: str = ''  # of the target: camvid, cityscapes, seg_folder, ...; by the folder's name if not given
+    reader: str = ''  # of the target: camvid, cityscapes, ..., seg_folder (see selftrain-run --help); else by its name
     unlabelled: str = ''  # folder of more images of the target, without labels
     mapping: str = ''  # name of a mapping, or a JSON file; by the two label spaces if not given
     out: str = 'runs/transfer'  # folder of the transfers; the same command again goes on there
@@ -425,11 +438,11 @@ def _transfer_seeds(args):
     from selftrain_nb.selftrain import Options
     from selftrain_nb.transfer import TransferRecipe, transfer as move
     m, options, recipe = from_args(Move, args), from_args(Options, args), from_args(TransferRecipe, args).validate()
-    if not m.source or not m.target:
-        raise ValueError('--source or --target is missing: give folders of images and labels')
+    for option in ('source', 'target'):
+        if not getattr(m, option): raise ValueError(f'--{option} is missing: give a folder of images and labels')
     _check_csv(m.csv)
     seeds, (known, space), target = _seeds(m.seeds), _source(m.source), _target(m, _layout(args))
-    mapping, command, done = find_mapping(m.mapping, space, target.space), _command(m.source, m.target), []
+    mapping, command, done = find_mapping(m.mapping, space, target.space), _command(m.source, m.target, m.unlabelled, m.mapping), []
     arms, name = _arms(m.arms) if m.arms else None, f'{Path(m.source).name} to {Path(m.target).name}'
     for s in seeds:
         out = Path(m.out)/f'seed{s}'

@@ -60,7 +60,7 @@ def _told(label, truth, student):
     note = f'{100 * (label != VOID).mean():.0f} % of the pixels kept'
     if truth is not None: note += f', {num(percent_right(label, truth))} % of them right'
     if truth is None or student is None: return note
-    return f'{note}; student: {num(percent_right(student, truth))} % of all right'
+    return f'{note}; student: {num(percent_right(student, truth))} % of all pixels right'
 
 def see_pseudo(
     models, # {'student': `Predictor`}, or empty
@@ -83,7 +83,7 @@ def see_pseudo(
 
 # %% ../nbs/43_inspection.ipynb #6cefd440
 def spread(table, most=200):
-    "At most so many rows, spread evenly over the groups"
+    "At most so many rows, at equal distances in the order of their groups"
     return table[np.sort(pick_rows(table.df.group, most)).astype(int)]
 
 def kept_counts(

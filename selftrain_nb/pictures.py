@@ -23,7 +23,7 @@ def pick_rows(
     groups, # group of each row
     n, # how many to pick
 ) -> list: # row numbers, as many as `n` or as there are
-    "Rows spread evenly over the groups, always the same ones"
+    "Rows at equal distances in the order of their groups, always the same ones"
     order = np.argsort(np.asarray(groups, str), kind='stable')
     n = max(0, min(n, len(order)))
     return order[((np.arange(n) + .5) * len(order) / max(n, 1)).astype(int)].tolist()
@@ -101,7 +101,7 @@ def gallery(
     "Strips under headings that say how they were picked"
     if not cases: return [P('No image could be read: the data is not where it was.' if missing else 'There is none.')]
     parts = []
-    for why, title in (('spread', 'Spread evenly over the groups'), ('differ', f'{worst}, of at most {LOOK} images')):
+    for why, title in (('spread', 'Spread evenly, in the order of the groups'), ('differ', f'{worst}, of at most {LOOK} images')):
         found = [case_strip(c) for c in cases if c.why == why]
         if found: parts += [H3(title), *found]
     gone = P(f'{missing} images could not be read any more and are left out.', cls='dim') if missing else ''

@@ -209,7 +209,7 @@ def idd(
 ) -> SegTable:
     "IDD as a table in the 26 classes of level 3, groups are drives. Errors as of `cityscapes`"
     lite = next((p for p in (as_folder(path), as_folder(path)/'idd20k_lite') if p.is_dir() and _holds_lite(p)), None)
-    if lite: raise ValueError(f'{lite} holds IDD-lite, not IDD: read it with idd_lite(path)')
+    if lite: raise ValueError(f'{lite} holds IDD-lite, not IDD: read it with idd_lite(path), or --reader idd_lite')
     path, _ = find_root(path, 'IDD', {'': ['leftImg8bit', 'gtFine']}, ['IDD_Segmentation', 'idd20kII'])
     end = '_gtFine_labellevel3Ids'
     if not next((path/'gtFine').glob(f'*/*/*{end}.png'), None):
@@ -230,7 +230,7 @@ def idd_lite(
     forms = dict(archive=['leftImg8bit', 'gtFine'], plain=['images', 'labels'])
     path, form = find_root(path, 'IDD-lite', forms, ['idd20k_lite'])
     if next(path.glob('leftImg8bit/*/*/*_leftImg8bit.*'), None):
-        raise ValueError(f'{path} holds IDD, not IDD-lite: read it with idd(path)')
+        raise ValueError(f'{path} holds IDD, not IDD-lite: read it with idd(path), or --reader idd')
     how = dict(remap=Remap.identity(7), strict=strict)
     if form == 'plain': how |= dict(images='images', labels='labels', group=lambda k: k.split('_')[0])
     else: how |= dict(images='leftImg8bit', labels='gtFine', label_name=lambda k: k.removesuffix('_image') + '_label',

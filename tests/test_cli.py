@@ -47,6 +47,24 @@ def done(tmp_path_factory):
 
 # What a run says and writes
 
+def test_no_folder_of_this_machine_in_the_command(monkeypatch):
+    typed = ['selftrain-run', '--data=/home/me/street', '--unlabelled', '/home/me/more', '--keep=8', 'near/by']
+    monkeypatch.setattr(sys, 'argv', typed)
+    assert cli._command('near/by') == 'selftrain-run --data=street --unlabelled more --keep=8 by'
+
+
+def test_a_plain_folder_with_the_name_of_a_data_set(tmp_path, say):
+    data = folder(tmp_path/'my-idd')
+    said = say('check', data, '--picture', tmp_path/'x.png')
+    assert 'read as idd because of its name' in said.error and '--reader seg_folder' in said.error
+    assert say('check', data, '--picture', tmp_path/'x.png', '--reader', 'seg_folder').status == 0
+
+
+def test_the_side_that_is_missing_is_named(say):
+    assert '--target is missing' in say('transfer', '--source', 'scenes').error
+    assert '--source is missing' in say('transfer', '--target', 'scenes').error
+
+
 def test_later_rounds_are_in_the_table(tmp_path, say, monkeypatch):
     import selftrain_nb.rounds as loop
     monkeypatch.setattr(loop, '_gained', lambda run: 'student' in run.done)

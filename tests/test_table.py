@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np, pytest
 from PIL import Image
 
-from selftrain_nb.check import check_table
+from selftrain_nb.check import _sampled, check_table
 from selftrain_nb.files import Signatures, read_json
 from selftrain_nb.labels import VOID, LabelSpace, Remap
 from selftrain_nb.mapping import Mapping
@@ -411,6 +411,24 @@ def test_a_sample_of_many(table):
     t = table.hold_out(0.5)
     c = check_table(t, sample=1)
     assert c.n == 2 and len(c.table) == 8 and c.warnings[-1] == '2 of 8 images were looked at'
+
+
+def test_a_sample_that_misses_the_only_foreground(tmp_path):
+    "What a sample does not show is no error; what all labels do not show is one"
+    t = make(tmp_path, n=8, space=BINARY, label=lambda i: half() * (i == 0), split=['train'] * 6 + ['val'] * 2)
+    drawn = t.df.image.iloc[_sampled(t, 2)]
+    assert t.df.image[0] not in set(drawn)
+    c = check_table(t, sample=2)
+    assert c.errors == [] and not c.whole
+    assert any(w.startswith('as far as was looked at, no training label has a pixel of fg') for w in c.warnings)
+    assert check_table(t).errors == [] and check_table(t).whole
+    assert 'pixel of fg' in check_table(t[1:]).errors[0]
+
+
+def test_masks_of_0_and_255_are_no_cause_where_there_are_three_classes(tmp_path):
+    t = make(tmp_path, label=lambda i: half() * VOID, split=['train'] * 6 + ['val'] * 2)
+    c = check_table(t)
+    assert 'binary' not in c.errors[0] and '255 is read as void' in c.errors[0]
 
 
 def test_the_opening_lines(tmp_path):
