@@ -69,6 +69,7 @@ def open_data(
         raise ValueError(f'--{option} is for plain folders, and --reader {name} knows its own layout')
     return _read(name, data, guessed=not reader)
 
+# %% ../nbs/48_cli.ipynb #se63bb96
 def _read(name, data, guessed):
     "The table of a reader; an error says so if the reader was guessed"
     try: return READERS[name](data)
@@ -442,7 +443,8 @@ def _transfer_seeds(args):
         if not getattr(m, option): raise ValueError(f'--{option} is missing: give a folder of images and labels')
     _check_csv(m.csv)
     seeds, (known, space), target = _seeds(m.seeds), _source(m.source), _target(m, _layout(args))
-    mapping, command, done = find_mapping(m.mapping, space, target.space), _command(m.source, m.target, m.unlabelled, m.mapping), []
+    mapping, done = find_mapping(m.mapping, space, target.space), []
+    command = _command(m.source, m.target, m.unlabelled, m.mapping)
     arms, name = _arms(m.arms) if m.arms else None, f'{Path(m.source).name} to {Path(m.target).name}'
     for s in seeds:
         out = Path(m.out)/f'seed{s}'

@@ -101,7 +101,8 @@ def gallery(
     "Strips under headings that say how they were picked"
     if not cases: return [P('No image could be read: the data is not where it was.' if missing else 'There is none.')]
     parts = []
-    for why, title in (('spread', 'Spread evenly, in the order of the groups'), ('differ', f'{worst}, of at most {LOOK} images')):
+    titles = dict(spread='Spread evenly, in the order of the groups', differ=f'{worst}, of at most {LOOK} images')
+    for why, title in titles.items():
         found = [case_strip(c) for c in cases if c.why == why]
         if found: parts += [H3(title), *found]
     gone = P(f'{missing} images could not be read any more and are left out.', cls='dim') if missing else ''

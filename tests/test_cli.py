@@ -48,7 +48,7 @@ def done(tmp_path_factory):
 # What a run says and writes
 
 def test_no_folder_of_this_machine_in_the_command(monkeypatch):
-    typed = ['selftrain-run', '--data=/home/me/street', '--unlabelled', '/home/me/more', '--keep=8', 'near/by']
+    typed = ['selftrain-run', '--data=/data/me/street', '--unlabelled', '/data/me/more', '--keep=8', 'near/by']
     monkeypatch.setattr(sys, 'argv', typed)
     assert cli._command('near/by') == 'selftrain-run --data=street --unlabelled more --keep=8 by'
 
