@@ -153,33 +153,6 @@ def release(self:ValidEvery):
 # %% ../nbs/18_training.ipynb #dea2ac41
 ADAMW = partial(OptimWrapper, opt=torch.optim.AdamW, fused=True) # the default optimiser
 
-# %% ../nbs/18_training.ipynb #ba5af81a
-class SegLearner(Learner):
-    "A fastai `Learner` that knows its network and class weights; losses and metrics of others see masks alone"
-    encoder, arch, class_weights, model_kwargs = '', '', None, None
-
-    @property
-    def metrics(self): return self._metrics
-    @metrics.setter
-    def metrics(self, v): self._metrics = L(v).map(lambda m: _of_mask(mk_metric(m)))
-
-    @property
-    def loss_func(self): return self.__dict__.get('_loss_func', self.__dict__.get('loss_func'))
-    @loss_func.setter
-    def loss_func(self, v): self._loss_func = v and _of_pair(v)
-
-def _model(dls, encoder, arch, pretrained, model_kwargs):
-    "A network by names, or the user's own as a `SegModel`"
-    if isinstance(encoder, str): return seg_model(len(dls.space), encoder, arch, pretrained, **(model_kwargs or {}))
-    return encoder if isinstance(encoder, SegModel) else SegModel(encoder, multiple=1)
-
-def _loss_weights(loss): return getattr(getattr(loss, 'func', loss), 'weight', None) # fastai's losses have a `func`
-
-def _class_weights(dls, power):
-    "From the labels of the first stream"
-    rows = dls.streams[0].rows.labelled
-    return class_weights(rows.counts(), power) if power and len(rows) else None
-
 # %% ../nbs/18_training.ipynb #6d1f03ae
 class _MaskOnly(GetAttr):
     "A learner whose batch holds a mask as its only target, as metrics of others expect it"
@@ -223,6 +196,33 @@ def _of_pair(loss):
     args = inspect.signature(called).parameters.values()
     needed = [p for p in args if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     return loss if len(needed) > 2 or any(p.kind is p.VAR_POSITIONAL for p in args) else _MaskLoss(loss)
+
+# %% ../nbs/18_training.ipynb #ba5af81a
+class SegLearner(Learner):
+    "A fastai `Learner` that knows its network and class weights; losses and metrics of others see masks alone"
+    encoder, arch, class_weights, model_kwargs = '', '', None, None
+
+    @property
+    def metrics(self): return self._metrics
+    @metrics.setter
+    def metrics(self, v): self._metrics = L(v).map(lambda m: _of_mask(mk_metric(m)))
+
+    @property
+    def loss_func(self): return self.__dict__.get('_loss_func', self.__dict__.get('loss_func'))
+    @loss_func.setter
+    def loss_func(self, v): self._loss_func = v and _of_pair(v)
+
+def _model(dls, encoder, arch, pretrained, model_kwargs):
+    "A network by names, or the user's own as a `SegModel`"
+    if isinstance(encoder, str): return seg_model(len(dls.space), encoder, arch, pretrained, **(model_kwargs or {}))
+    return encoder if isinstance(encoder, SegModel) else SegModel(encoder, multiple=1)
+
+def _loss_weights(loss): return getattr(getattr(loss, 'func', loss), 'weight', None) # fastai's losses have a `func`
+
+def _class_weights(dls, power):
+    "From the labels of the first stream"
+    rows = dls.streams[0].rows.labelled
+    return class_weights(rows.counts(), power) if power and len(rows) else None
 
 # %% ../nbs/18_training.ipynb #c9ffa1b6
 @delegates(Learner.__init__)
