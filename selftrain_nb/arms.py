@@ -243,7 +243,7 @@ def __call__(self:Trainer,
     folder = Path(folder)
     if not (folder/'metrics.json').exists():
         if not (folder/'predictor.safetensors').exists():
-            say(f'{arm.name}: {arm.epochs} epochs, {" + ".join(map(repr, arm.streams))}')
+            say(f'{arm.name}: {arm.epochs} epoch{"s" * (arm.epochs > 1)}, {" + ".join(map(repr, arm.streams))}')
             self.fit(arm, folder)
         stop_at('train.metrics')
         self.measure(arm, folder, table)

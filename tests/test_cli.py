@@ -82,7 +82,7 @@ def test_a_run_tells_what_it_found_and_does(tmp_path, say):
     said = say('run', '--data', data, '--out', tmp_path/'runs', *SMALL)
     assert said.status == 0
     assert '2 labelled, 3 unlabelled, 1 val, 1 test images; 2 classes' in said.out
-    told = 'teacher 2 of 2', 'teacher: 1 epochs', 'student: 1 epochs', 'control: the same training as the teacher'
+    told = 'teacher 2 of 2', 'teacher: 1 epoch', 'student: 1 epoch', 'control: the same training as the teacher'
     at = [said.out.index(text) for text in told]
     assert at == sorted(at)
     report, = re.findall('report: (.*)', said.out)
