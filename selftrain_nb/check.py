@@ -40,7 +40,7 @@ def shares(self:Check) -> pd.DataFrame:
     "Percent of the pixels in each split, of each class and void"
     names = [*self.table.space.names, 'void']
     pixels = pd.DataFrame({s: [*c, self.void[s]] for s, c in self.counts.items()}, index=names)
-    return (100 * pixels / pixels.sum().clip(lower=1)).round(1)
+    return (100 * pixels / pixels.sum().clip(lower=1)).round(2)
 
 # %% ../nbs/02_check.ipynb #9adbf2ce
 def _sampled(table, sample):
@@ -70,32 +70,30 @@ def _names(space, ids): return ', '.join(space.names[i] for i in ids[:8]) + (', 
 def _cause(table, void):
     "What is likely the cause of labels with one class"
     used = {k for r in table.df.remap for k in r.split('|')}
-    if void and len(table.space) == 2 and any(table.remaps[k].ids.get(VOID) == VOID for k in used):
+    if not void or not any(table.remaps[k].ids.get(VOID) == VOID for k in used):
+        return 'Do the ids in the files fit the names of the classes?'
+    if len(table.space) == 2:
         lines = ' and '.join(f'"{i} {n}"' for i, n in zip((0, VOID), table.space.names))
         return ('Are the files masks of 0 and 255, where 255 is no void? Then read them with Remap.binary() '
                 f'(--remap binary), or write {lines} into codes.txt')
-    return f'Do the ids in the files fit the names of the classes? {VOID} is read as void'
+    return f'Do the ids in the files fit the names of the classes? {VOID} is read as void here'
 
 def _few_classes(c, space):
-    "What is wrong when the training labels hold no class, or one"
+    "What is wrong when the training labels hold one class of several"
     px, void = c.counts['train'], c.void['train']
     share, cause = void / max(1, void + px.sum()), _cause(c.table.train.labelled, void)
-    if not px.any(): return f'all pixels of the training labels are void: nothing can be learned. {cause}'
-    if (px > 0).sum() > 1 or len(space) < 2: return ''
+    if (px > 0).sum() != 1 or len(space) < 2: return ''
     there, absent = np.flatnonzero(px), np.flatnonzero(px == 0)
     return (f'no training label has a pixel of {_names(space, absent)}: all are {_names(space, there)}, '
             f'and {share:.0%} of the pixels are void. {cause}')
 
 # %% ../nbs/02_check.ipynb #2a1b722d
-def _unmeasured(c):
-    "What is wrong when the validation labels hold no class"
-    if not len(rows := c.table.val.labelled) or c.counts['val'].any() or not c.void['val']: return ''
-    return f'all pixels of the validation labels are void: nothing can be measured. {_cause(rows, True)}'
-
-def _not_shown(c):
-    "What is wrong with the classes that the labels show"
-    few = _few_classes(c, c.table.space) if len(c.table.train.labelled) else ''
-    return [s for s in (few, _unmeasured(c)) if s]
+def _all_void(c):
+    "Sentences on splits whose labels hold no class"
+    for split, what, done in (('train', 'training', 'learned'), ('val', 'validation', 'measured')):
+        if c.counts[split].any() or not c.void[split]: continue
+        cause = _cause(c.table.split(split).labelled, True)
+        yield f'all pixels of the {what} labels are void: nothing can be {done}. {cause}'
 
 # %% ../nbs/02_check.ipynb #8766dd81
 def _missing(c, table, split, what):
@@ -119,7 +117,7 @@ def _errors(c, table):
     if len(table.space) < 2:
         found.append(f'there is one class, {table.space.names[0]}: two are needed. Add the background as a class')
     no_train, no_val = _missing(c, table, 'train', 'training'), _missing(c, table, 'val', 'validation')
-    found += [no_train, *(_not_shown(c) if c.whole else [])]
+    found += [no_train, *_all_void(c), _few_classes(c, table.space) if c.whole else '']
     if no_val: found.append(f'{no_val}. {_remedy(c, table)}')
     return [f for f in found if f]
 
@@ -147,10 +145,11 @@ def _absent(c):
 
 def _warnings(c, table):
     "Sentences to read"
-    told = (c.bad, 'images or labels cannot be read and are left out'), (c.doubtful, 'images or pairs are doubtful')
-    for found, what in told:
+    left_out = 'images or labels cannot be read and are left out'
+    for found, what in ((c.bad, left_out), (c.doubtful, 'images or pairs are doubtful')):
         if len(found): yield f'{len(found)} of {c.n} {what}; the first: {found.problem[0]}'
-    yield from _absent(c) if c.whole else (f'as far as was looked at, {s}' for s in [*_not_shown(c), *_absent(c)])
+    told = _absent(c) if c.whole else [_few_classes(c, table.space), *_absent(c)]
+    yield from (s if c.whole else f'as far as was looked at, {s}' for s in told if s)
     for s, px in c.counts.items():
         share = c.void[s] / max(1, c.void[s] + px.sum())
         if share > .9: yield f'{share:.0%} of the pixels of {s} labels are void'

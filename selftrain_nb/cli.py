@@ -63,20 +63,24 @@ def open_data(
     if data == 'scenes': return scenes(**{**dict(n=256, n_val=64, n_test=128), **kwargs})
     name, given = reader or reader_of(data), _given(layout)
     if name not in READERS: raise ValueError(f'--reader {name}: choose of {", ".join(READERS)}')
-    if name == 'seg_folder' or not reader and given: return seg_folder(data, layout=layout)
-    if given:
-        option = next(iter(given)).replace('_', '-')
-        raise ValueError(f'--{option} is for plain folders, and --reader {name} knows its own layout')
+    option = '--' + next(iter(given), '').replace('_', '-')
+    if given and reader not in ('', 'seg_folder'):
+        raise ValueError(f'{option} is for plain folders, and --reader {name} knows its own layout')
+    if given and name != 'seg_folder': say(f'{option} is given: {data} is read as a plain folder, and not as {name}')
+    if given or name == 'seg_folder': return seg_folder(data, layout=layout)
     return _read(name, data, guessed=not reader)
 
 # %% ../nbs/48_cli.ipynb #se63bb96
 def _read(name, data, guessed):
-    "The table of a reader; an error says so if the reader was guessed"
-    try: return READERS[name](data)
-    except FileNotFoundError as e:
-        if not guessed: raise
-        raise FileNotFoundError(f'{e} (read as {name} because of its name; if it is a plain folder: '
-                                '--reader seg_folder)') from e
+    "The table of a reader; if the reader was guessed, that is said"
+    if not guessed or not Path(data).expanduser().is_dir(): return READERS[name](data)
+    why = f'read as {name} because of its name'
+    try: table = READERS[name](data)
+    except (FileNotFoundError, ValueError) as e:
+        kind = FileNotFoundError if isinstance(e, FileNotFoundError) else ValueError
+        raise kind(f'{e} ({why}; if it is a plain folder, rename it, or say --reader seg_folder)') from e
+    say(f'{data}: {why}')
+    return table
 
 # %% ../nbs/48_cli.ipynb #423a6550
 def with_validation(
@@ -180,10 +184,9 @@ def summary(
 
 def _command(*paths):
     "The command as typed, with the last part of absolute paths and of `paths`: where files lie is nobody's business"
-    def short(arg):
-        option, eq, value = arg.partition('=') if arg.startswith('--') else ('', '', arg)
-        return option + eq + (Path(value).name if value and value in paths or Path(value).is_absolute() else value)
-    args = [short(a) for a in sys.argv[1:]]
+    known = {part for p in paths for part in re.split('[,=]', p) if part}
+    def short(p): return Path(p).name or Path(p).resolve().name if p in known or Path(p).is_absolute() else p
+    args = [''.join(map(short, re.split('([,=])', a))) for a in sys.argv[1:]]  # a=b, a,b: several in one word
     return ' '.join([Path(sys.argv[0]).name, *(f"'{a}'" if ' ' in a else a for a in args)])
 
 # %% ../nbs/48_cli.ipynb #a1cf1fa6
@@ -210,7 +213,7 @@ class Job:
     out: str = 'runs'  # folder of the runs; the same command again goes on there
     arms: str = 'teacher,student,control'  # what to train; full (all labels) and online (a mean teacher) can be added
     seeds: str = '0'  # one run for each, such as 0,1,2
-    teacher: str = ''  # --out folder of an earlier run: its teachers are taken over, seed by seed
+    teacher: str = ''  # --out folder of an earlier command: its teachers, seed by seed; or one run, for all seeds
     csv: str = ''  # file for the results of all seeds
 
 def _arms(text):
@@ -440,7 +443,7 @@ def _transfer_seeds(args):
     from selftrain_nb.transfer import TransferRecipe, transfer as move
     m, options, recipe = from_args(Move, args), from_args(Options, args), from_args(TransferRecipe, args).validate()
     for option in ('source', 'target'):
-        if not getattr(m, option): raise ValueError(f'--{option} is missing: give a folder of images and labels')
+        if not getattr(m, option): raise ValueError(f'--{option} is missing: a folder of images and labels, or scenes')
     _check_csv(m.csv)
     seeds, (known, space), target = _seeds(m.seeds), _source(m.source), _target(m, _layout(args))
     mapping, done = find_mapping(m.mapping, space, target.space), []

@@ -51,6 +51,9 @@ def test_no_folder_of_this_machine_in_the_command(monkeypatch):
     typed = ['selftrain-run', '--data=/data/me/street', '--unlabelled', '/data/me/more', '--keep=8', 'near/by']
     monkeypatch.setattr(sys, 'argv', typed)
     assert cli._command('near/by') == 'selftrain-run --data=street --unlabelled more --keep=8 by'
+    typed = ['selftrain-run', '--data', '.', '--splits', 'train=/data/me/a.txt,val=b.txt', '--images=/data/a,/data/b']
+    monkeypatch.setattr(sys, 'argv', typed)
+    assert cli._command('.') == f'selftrain-run --data {Path.cwd().name} --splits train=a.txt,val=b.txt --images=a,b'
 
 
 def test_a_plain_folder_with_the_name_of_a_data_set(tmp_path, say):
@@ -58,6 +61,10 @@ def test_a_plain_folder_with_the_name_of_a_data_set(tmp_path, say):
     said = say('check', data, '--picture', tmp_path/'x.png')
     assert 'read as idd because of its name' in said.error and '--reader seg_folder' in said.error
     assert say('check', data, '--picture', tmp_path/'x.png', '--reader', 'seg_folder').status == 0
+    said = say('check', data, '--picture', tmp_path/'x.png', '--val', .5)
+    assert f'--val is given: {data} is read as a plain folder, and not as idd' in said.out + said.err
+    said = say('transfer', '--source', data, '--target', 'scenes', '--out', tmp_path/'out')
+    assert 'rename it' in said.error
 
 
 def test_the_side_that_is_missing_is_named(say):
@@ -82,7 +89,7 @@ def test_a_run_tells_what_it_found_and_does(tmp_path, say):
     said = say('run', '--data', data, '--out', tmp_path/'runs', *SMALL)
     assert said.status == 0
     assert '2 labelled, 3 unlabelled, 1 val, 1 test images; 2 classes' in said.out
-    told = 'teacher 2 of 2', 'teacher: 1 epoch', 'student: 1 epoch', 'control: the same training as the teacher'
+    told = 'teacher 2 of 2', 'teacher: 1 epoch,', 'student: 1 epoch,', 'control: the same training as the teacher'
     at = [said.out.index(text) for text in told]
     assert at == sorted(at)
     report, = re.findall('report: (.*)', said.out)

@@ -431,6 +431,18 @@ def test_masks_of_0_and_255_are_no_cause_where_there_are_three_classes(tmp_path)
     assert 'binary' not in c.errors[0] and '255 is read as void' in c.errors[0]
 
 
+def test_labels_that_are_all_void_in_a_sample_are_an_error(tmp_path):
+    t = make(tmp_path, label=lambda i: np.full((16, 24), VOID, np.uint8), split=['train'] * 6 + ['val'] * 2)
+    errors = check_table(t, sample=2).errors
+    kinds = 'training', 'validation'
+    assert [e.split(' are void')[0] for e in errors] == [f'all pixels of the {k} labels' for k in kinds]
+
+
+def test_255_is_no_advice_where_it_is_a_class(tmp_path):
+    t = make(tmp_path, space=BINARY, label=lambda i: half() * 0, split=['train'] * 6 + ['val'] * 2)
+    assert '255' not in check_table(SegTable(t.df, BINARY, {'ids': Remap.binary()})).errors[0]
+
+
 def test_the_opening_lines(tmp_path):
     t = make(tmp_path, n=8, labelled=6, split=['train'] * 2 + ['val'] * 2 + ['test'] * 2 + ['train'] * 2)
     lines = str(check_table(t)).splitlines()
